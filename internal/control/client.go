@@ -1,0 +1,298 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+)
+
+// Client speaks to one daemon. Its methods mirror the routes and are safe for
+// concurrent use; each call is one connection, except that an [Attachment]
+// keeps its connection until it is closed. The zero Client uses
+// [DefaultSocket].
+//
+// Errors from the daemon are *[Error]; a daemon that is not there is
+// [ErrNotRunning], one that is not usernet [ErrForeign].
+type Client struct {
+	Socket string // path; empty: DefaultSocket()
+}
+
+// Dial returns a client of the socket at path; empty means [DefaultSocket]. It
+// does not connect: the first call does.
+func Dial(path string) *Client { return &Client{Socket: path} }
+
+func (c *Client) path() string {
+	if c.Socket == "" {
+		return DefaultSocket()
+	}
+	return c.Socket
+}
+
+// Attachment is a link that this process made. Until Commit succeeds the
+// daemon removes the link as soon as the connection goes, be it by Close or
+// because the process died.
+type Attachment struct {
+	Reply AttachReply
+
+	key  LinkKey
+	conn *session
+}
+
+// Attach makes a link. files are the request's descriptors in the order that
+// [AttachRequest] says; the caller keeps them and may close them after Attach
+// returns. The caller must Close the attachment.
+func (c *Client) Attach(ctx context.Context, req AttachRequest, files ...*os.File) (*Attachment, error) {
+	s := newSession(c.path(), files)
+	var reply AttachReply
+	if err := s.call(ctx, http.MethodPost, "/v1/links", &req, &reply); err != nil {
+		s.close()
+		return nil, err
+	}
+	return &Attachment{Reply: reply, key: req.Key(), conn: s}, nil
+}
+
+// Commit makes the link outlive the connection (not when it is ephemeral).
+// Committing twice is no error.
+func (a *Attachment) Commit(ctx context.Context) error {
+	return a.conn.call(ctx, http.MethodPost, linkPath(a.key)+"/commit", nil, nil)
+}
+
+// Close ends the connection, and with it the link unless it was committed.
+func (a *Attachment) Close() error {
+	a.conn.close()
+	return nil
+}
+
+// Links lists links; ref selects by id, container id, unique prefix of a
+// container id (at least 4 characters), or name; empty selects all. A ref that
+// matches nothing is CodeNotFound.
+func (c *Client) Links(ctx context.Context, ref string) ([]Link, error) {
+	var r LinksReply
+	err := c.call(ctx, http.MethodGet, "/v1/links"+query("ref", ref), nil, &r)
+	return r.Links, err
+}
+
+// Link returns one link.
+func (c *Client) Link(ctx context.Context, key LinkKey) (Link, error) {
+	var r Link
+	err := c.call(ctx, http.MethodGet, linkPath(key), nil, &r)
+	return r, err
+}
+
+// Detach removes a link and reports whether there was one.
+func (c *Client) Detach(ctx context.Context, key LinkKey) (removed bool, err error) {
+	var r DetachReply
+	err = c.call(ctx, http.MethodDelete, linkPath(key), nil, &r)
+	return r.Removed, err
+}
+
+// Networks lists the networks.
+func (c *Client) Networks(ctx context.Context) ([]Network, error) {
+	var r NetworksReply
+	err := c.call(ctx, http.MethodGet, "/v1/networks", nil, &r)
+	return r.Networks, err
+}
+
+// Network returns one network.
+func (c *Client) Network(ctx context.Context, name string) (Network, error) {
+	var r Network
+	err := c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(name), nil, &r)
+	return r, err
+}
+
+// CreateNetwork makes a network.
+func (c *Client) CreateNetwork(ctx context.Context, req CreateNetworkRequest) (Network, error) {
+	var r Network
+	err := c.call(ctx, http.MethodPost, "/v1/networks", &req, &r)
+	return r, err
+}
+
+// RemoveNetwork removes a network that has no links.
+func (c *Client) RemoveNetwork(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(name), nil, nil)
+}
+
+// GC removes the links of a network that are not valid any more.
+func (c *Client) GC(ctx context.Context, network string, req GCRequest) (GCReply, error) {
+	var r GCReply
+	err := c.call(ctx, http.MethodPost, "/v1/networks/"+url.PathEscape(network)+"/gc", &req, &r)
+	return r, err
+}
+
+// Publications lists the publications of all links.
+func (c *Client) Publications(ctx context.Context) ([]Publication, error) {
+	var r PublicationsReply
+	err := c.call(ctx, http.MethodGet, "/v1/publications", nil, &r)
+	return r.Publications, err
+}
+
+// Publish adds a publication. With req.FD set files holds its one socket,
+// which the caller keeps.
+func (c *Client) Publish(ctx context.Context, req PublishRequest, files ...*os.File) (Publication, error) {
+	s := newSession(c.path(), files)
+	defer s.close()
+	var r Publication
+	err := s.call(ctx, http.MethodPost, "/v1/publications", &req, &r)
+	return r, err
+}
+
+// Unpublish removes a publication by its id.
+func (c *Client) Unpublish(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/publications/"+url.PathEscape(id), nil, nil)
+}
+
+// Flows lists the open flows and those that ended lately.
+func (c *Client) Flows(ctx context.Context, q FlowQuery) ([]Flow, error) {
+	var r FlowsReply
+	err := c.call(ctx, http.MethodGet, "/v1/flows"+query("network", q.Network, "link", q.Link), nil, &r)
+	return r.Flows, err
+}
+
+// Stats returns counters; an empty network selects all.
+func (c *Client) Stats(ctx context.Context, network string) (StatsReply, error) {
+	var r StatsReply
+	err := c.call(ctx, http.MethodGet, "/v1/stats"+query("network", network), nil, &r)
+	return r, err
+}
+
+// Capture copies a pcapng stream to w until ctx ends (nil) or the daemon ends
+// it (nil) or w fails.
+func (c *Client) Capture(ctx context.Context, q CaptureQuery, w io.Writer) error {
+	s := newSession(c.path(), nil)
+	defer s.close()
+	snap := ""
+	if q.SnapLen != 0 {
+		snap = strconv.Itoa(q.SnapLen)
+	}
+	resp, err := s.do(ctx, http.MethodGet, "/v1/capture"+query("link", q.Link, "network", q.Network, "snaplen", snap), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	if ctx.Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return err
+}
+
+// Status returns the daemon's own view of its health; network narrows the
+// problems to those that concern it.
+func (c *Client) Status(ctx context.Context, network string) (StatusReply, error) {
+	var r StatusReply
+	err := c.call(ctx, http.MethodGet, "/v1/status"+query("network", network), nil, &r)
+	return r, err
+}
+
+// Version returns what the daemon is.
+func (c *Client) Version(ctx context.Context) (VersionReply, error) {
+	var r VersionReply
+	err := c.call(ctx, http.MethodGet, "/v1/version", nil, &r)
+	return r, err
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
+	s := newSession(c.path(), nil)
+	defer s.close()
+	return s.call(ctx, method, path, body, reply)
+}
+
+func linkPath(k LinkKey) string {
+	return "/v1/links/" + url.PathEscape(k.Network) + "/" + url.PathEscape(k.Container) + "/" + url.PathEscape(k.IfName)
+}
+
+// query encodes key, value pairs, leaving out the empty values.
+func query(pairs ...string) string {
+	v := url.Values{}
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			v.Set(pairs[i], pairs[i+1])
+		}
+	}
+	if len(v) == 0 {
+		return ""
+	}
+	return "?" + v.Encode()
+}
+
+// call is one request whose reply is JSON; reply may be nil.
+func (s *session) call(ctx context.Context, method, path string, body, reply any) error {
+	var raw []byte
+	if body != nil {
+		var err error
+		if raw, err = json.Marshal(body); err != nil {
+			return fmt.Errorf("encode request for %s %s: %w", method, path, err)
+		}
+	}
+	resp, err := s.do(ctx, method, path, raw)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("read reply of %s %s: %w", method, path, err)
+	}
+	if reply == nil {
+		return nil
+	}
+	// Unknown fields are accepted here: an older client may talk to a newer
+	// daemon of the same major version.
+	if err := json.Unmarshal(b, reply); err != nil {
+		return fmt.Errorf("decode reply of %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// do sends one request and returns the reply when it is a success; the caller
+// closes its body.
+func (s *session) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://usernet"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	req.Header.Set(VersionHeader, strconv.Itoa(APIVersion))
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := s.transport.RoundTrip(req)
+	if err != nil {
+		return nil, s.explain(ctx, err)
+	}
+	if err := s.check(resp); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+// check turns a reply that is not usernet's, of another version, or not a
+// success into an error.
+func (s *session) check(resp *http.Response) error {
+	switch v := resp.Header.Get(VersionHeader); v {
+	case "":
+		return fmt.Errorf("socket %s: an HTTP server without the %s header answers: %w; set USERNET_SOCKET or --socket to the daemon's socket", s.path, VersionHeader, ErrForeign)
+	case strconv.Itoa(APIVersion):
+	default:
+		return Errorf(CodeVersion, "socket %s: the daemon speaks API version %s, this program %d; install the same release of both and restart the daemon", s.path, v, APIVersion)
+	}
+	if resp.StatusCode < 300 {
+		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return fmt.Errorf("read error reply %s: %w", resp.Status, err)
+	}
+	var e ErrorReply
+	if json.Unmarshal(b, &e) != nil || e.Error.Code == "" {
+		return Errorf(CodeInternal, "daemon answered %s: %.200q", resp.Status, b)
+	}
+	return &e.Error
+}

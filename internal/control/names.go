@@ -1,0 +1,58 @@
+package control
+
+import (
+	"regexp"
+	"strings"
+	"unicode"
+)
+
+// nameRE is the alphabet of CNI for network names and container ids
+// (CNI spec 1.1.0, "Parameters"). It holds no slash, so a name can neither
+// leave a directory nor blur a link id.
+var nameRE = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+
+// maxName bounds names in bytes; CNI has no bound, file systems and logs do.
+const maxName = 255
+
+// maxIfName is IFNAMSIZ less the terminating NUL (linux/if.h).
+const maxIfName = 15
+
+// ValidateName checks a network name or container id; what says which of the
+// two the message should speak of.
+func ValidateName(what, name string) error {
+	switch {
+	case name == "":
+		return Errorf(CodeInvalid, "%s is empty", what)
+	case len(name) > maxName:
+		return Errorf(CodeInvalid, "%s %.20q… has %d bytes, the limit is %d", what, name, len(name), maxName)
+	case !nameRE.MatchString(name):
+		return Errorf(CodeInvalid, "%s %q: want letters, digits, '_', '.', '-', with a letter or digit first", what, name)
+	}
+	return nil
+}
+
+// ValidateIfName checks the name of an interface as the kernel and CNI do.
+func ValidateIfName(name string) error {
+	switch {
+	case name == "":
+		return Errorf(CodeInvalid, "interface name is empty")
+	case len(name) > maxIfName:
+		return Errorf(CodeInvalid, "interface name %q has %d bytes, the kernel's limit is %d", name, len(name), maxIfName)
+	case name == "." || name == "..":
+		return Errorf(CodeInvalid, "interface name %q is not allowed", name)
+	case strings.ContainsFunc(name, func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || r == 0 }):
+		return Errorf(CodeInvalid, "interface name %q holds '/', ':', NUL or white space", name)
+	}
+	return nil
+}
+
+// Validate checks the three parts of the key.
+func (k LinkKey) Validate() error {
+	if err := ValidateName("network name", k.Network); err != nil {
+		return err
+	}
+	if err := ValidateName("container id", k.Container); err != nil {
+		return err
+	}
+	return ValidateIfName(k.IfName)
+}

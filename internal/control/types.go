@@ -1,0 +1,354 @@
+package control
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// APIVersion is the major version of the wire protocol; it is the number in
+// the /v1 prefix of every route. Client and server exchange it in the
+// [VersionHeader] of every request and reply.
+const APIVersion = 1
+
+// VersionHeader is the HTTP header that carries [APIVersion]. A reply without
+// it does not come from usernet.
+const VersionHeader = "Usernet-Api"
+
+// LinkKey identifies one link: one interface of one container on one network.
+type LinkKey struct {
+	Network   string `json:"network"`
+	Container string `json:"container"`
+	IfName    string `json:"ifname"`
+}
+
+// String returns "network/container/ifname", which is also the link's ID.
+func (k LinkKey) String() string { return k.Network + "/" + k.Container + "/" + k.IfName }
+
+// ParseLinkKey is the inverse of [LinkKey.String]. None of the three parts
+// may hold a slash, so the split is unambiguous.
+func ParseLinkKey(id string) (LinkKey, error) {
+	parts := strings.Split(id, "/")
+	if len(parts) != 3 {
+		return LinkKey{}, Errorf(CodeInvalid, "link id %q: want network/container/ifname", id)
+	}
+	k := LinkKey{Network: parts[0], Container: parts[1], IfName: parts[2]}
+	return k, k.Validate()
+}
+
+// Range is one range of addresses to lease from, with the JSON names of the
+// host-local IPAM plugin. Zero RangeStart, RangeEnd and Gateway are computed as
+// host-local computes them: first usable, last usable, first usable address.
+type Range struct {
+	Subnet     netip.Prefix `json:"subnet"`
+	RangeStart netip.Addr   `json:"rangeStart,omitzero"`
+	RangeEnd   netip.Addr   `json:"rangeEnd,omitzero"`
+	Gateway    netip.Addr   `json:"gateway,omitzero"`
+}
+
+// DNSConf is the resolver configuration of a container (resolv.conf(5)).
+type DNSConf struct {
+	Nameservers []netip.Addr `json:"nameservers,omitempty"`
+	Domain      string       `json:"domain,omitempty"`
+	Search      []string     `json:"search,omitempty"`
+	Options     []string     `json:"options,omitempty"`
+}
+
+// AttachRequest asks for a link (POST /v1/links). The request carries
+// descriptors: first the TUN, then one listening TCP socket or bound UDP socket
+// for each of Publications that has FD set, in their order.
+type AttachRequest struct {
+	Network   string `json:"network"`          // name; letters, digits, "_.-", starts with a letter or digit
+	Container string `json:"container"`        // the runtime's container id, same alphabet
+	IfName    string `json:"ifname"`           // interface name inside the container, 1..15 bytes
+	Netns     uint64 `json:"netns,omitempty"`  // inode of the container's network namespace; 0: unknown
+	BootID    string `json:"bootID,omitempty"` // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
+	Owner     string `json:"owner,omitempty"`  // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
+
+	Sets     [][]Range `json:"sets,omitempty"`     // creates the network when absent, must agree with it when present; one address per set
+	Internal bool      `json:"internal,omitempty"` // of the network when this request creates it: no egress
+	MTU      int       `json:"mtu,omitempty"`      // bytes; 0: the network's
+
+	IPs      []netip.Addr   `json:"ips,omitempty"`      // wanted addresses out of Sets
+	Addrs    []netip.Prefix `json:"addrs,omitempty"`    // addresses leased elsewhere (delegated IPAM): used exactly, nothing is leased
+	Gateways []netip.Addr   `json:"gateways,omitempty"` // with Addrs: the gateway of each family; must be the network's when it exists
+
+	Hostname     string            `json:"hostname,omitempty"` // name in the network's DNS
+	Aliases      []string          `json:"aliases,omitempty"`  // further names in the network's DNS
+	DNS          *DNSConf          `json:"dns,omitempty"`      // wishes; empty fields are filled in the reply
+	Publications []PublicationSpec `json:"publications,omitempty"`
+	Ephemeral    bool              `json:"ephemeral,omitempty"` // the link ends with this connection, even when committed
+}
+
+// Key returns the identity of the link that the request asks for.
+func (r *AttachRequest) Key() LinkKey {
+	return LinkKey{Network: r.Network, Container: r.Container, IfName: r.IfName}
+}
+
+// AttachReply describes a link that was made and is not committed yet: it ends
+// when the connection closes before the commit (POST /v1/links/…/commit).
+type AttachReply struct {
+	ID           string         `json:"id"`       // LinkKey.String
+	Addrs        []netip.Prefix `json:"addrs"`    // each with the length of its subnet
+	Gateways     []netip.Addr   `json:"gateways"` // one per address, same order; invalid where the network has none for the family
+	MTU          int            `json:"mtu"`      // bytes; set it on the interface
+	DNS          DNSConf        `json:"dns"`
+	Publications []Publication  `json:"publications,omitempty"` // in the request's order, host ports filled in
+}
+
+// PublicationSpec says which host address and port lead to which port of a link.
+type PublicationSpec struct {
+	Proto    string     `json:"proto"`              // "tcp" or "udp"
+	HostIP   netip.Addr `json:"hostIP,omitzero"`    // zero: 127.0.0.1, or the descriptor's address with FD
+	HostPort uint16     `json:"hostPort,omitempty"` // 0: the kernel chooses, the reply tells
+	Port     uint16     `json:"port"`               // the container's port, never 0
+	FD       bool       `json:"fd,omitempty"`       // the socket comes with the request; else the daemon opens it
+}
+
+// PublishRequest adds a publication to an existing link (POST
+// /v1/publications). With FD set the request carries the one socket.
+type PublishRequest struct {
+	Link string `json:"link"` // any reference that GET /v1/links?ref= understands
+	PublicationSpec
+}
+
+// Publication is a host listener that leads to a link's port.
+type Publication struct {
+	ID       string     `json:"id"`
+	Link     string     `json:"link"` // LinkKey.String
+	Proto    string     `json:"proto"`
+	HostIP   netip.Addr `json:"hostIP"`
+	HostPort uint16     `json:"hostPort"`
+	Port     uint16     `json:"port"`
+}
+
+// LinkState is where a link is in its life.
+type LinkState string
+
+// The states of a link.
+const (
+	LinkAttaching LinkState = "attaching" // made, its maker has not committed it yet
+	LinkAttached  LinkState = "attached"  // committed
+	LinkLost      LinkState = "lost"      // on record, but its descriptor went with an earlier daemon; DEL or GC forgets it
+)
+
+// Link is one link as GET /v1/links reports it.
+type Link struct {
+	ID           string         `json:"id"` // LinkKey.String
+	Network      string         `json:"network"`
+	Container    string         `json:"container"`
+	IfName       string         `json:"ifname"`
+	State        LinkState      `json:"state"`
+	Owner        string         `json:"owner,omitempty"`
+	Netns        uint64         `json:"netns,omitempty"` // inode
+	Hostname     string         `json:"hostname,omitempty"`
+	Aliases      []string       `json:"aliases,omitempty"`
+	Names        []string       `json:"names,omitempty"` // the names that the network's DNS answers for it
+	Addrs        []netip.Prefix `json:"addrs"`
+	Gateways     []netip.Addr   `json:"gateways,omitempty"`
+	MTU          int            `json:"mtu"`
+	Ephemeral    bool           `json:"ephemeral,omitempty"`
+	Created      time.Time      `json:"created"`
+	Publications []Publication  `json:"publications,omitempty"`
+}
+
+// Key returns the link's identity.
+func (l *Link) Key() LinkKey {
+	return LinkKey{Network: l.Network, Container: l.Container, IfName: l.IfName}
+}
+
+// LinksReply answers GET /v1/links.
+type LinksReply struct {
+	Links []Link `json:"links"` // sorted by ID
+}
+
+// DetachReply answers DELETE /v1/links/…; deleting what is not there succeeds.
+type DetachReply struct {
+	Removed bool `json:"removed"` // false: there was nothing to remove
+}
+
+// HostService opens one service of the host to a network's containers, at the
+// gateway address. It is the only way to the host's loopback.
+type HostService struct {
+	Name   string         `json:"name"`           // DNS name under which the gateway answers; DESIGN: --host-service NAME=HOST:PORT
+	Port   uint16         `json:"port,omitempty"` // at the gateway; 0: Target's
+	Target netip.AddrPort `json:"target"`         // dialled on the host, may be loopback
+}
+
+// CreateNetworkRequest makes a network (POST /v1/networks). With neither Sets
+// nor Subnets the daemon chooses one free subnet per family.
+type CreateNetworkRequest struct {
+	Name         string         `json:"name"`
+	Sets         [][]Range      `json:"sets,omitempty"`
+	Subnets      []netip.Prefix `json:"subnets,omitempty"` // short for one set of one whole subnet each; not together with Sets
+	MTU          int            `json:"mtu,omitempty"`     // bytes; 0: 1500
+	Internal     bool           `json:"internal,omitempty"`
+	HostServices []HostService  `json:"hostServices,omitempty"`
+	Allow        []netip.Prefix `json:"allow,omitempty"` // opened although refused by default (never loopback)
+}
+
+// NetworkSource says who defined a network.
+type NetworkSource string
+
+// The sources of networks.
+const (
+	SourceAPI    NetworkSource = "api"    // POST /v1/networks; lives until DELETE
+	SourceConfig NetworkSource = "config" // the daemon's configuration file; cannot be deleted through the API
+	SourceAttach NetworkSource = "attach" // the Sets of an attach; a later attach may redefine it while it has no links
+)
+
+// Network is one network as GET /v1/networks reports it.
+type Network struct {
+	Name         string         `json:"name"`
+	Source       NetworkSource  `json:"source"`
+	Sets         [][]Range      `json:"sets"`
+	Gateways     []netip.Prefix `json:"gateways"` // gateway addresses with their subnets' lengths
+	MTU          int            `json:"mtu"`
+	Internal     bool           `json:"internal,omitempty"`
+	HostServices []HostService  `json:"hostServices,omitempty"`
+	Allow        []netip.Prefix `json:"allow,omitempty"`
+	Created      time.Time      `json:"created"`
+	Links        []string       `json:"links"` // IDs, sorted
+	Pool         PoolUsage      `json:"pool"`
+}
+
+// PoolUsage counts a network's addresses; a count that would not fit is
+// capped at 2^63-1 (IPv6).
+type PoolUsage struct {
+	Leased      int64 `json:"leased"`
+	Quarantined int64 `json:"quarantined"` // free, but given out last of all
+	Free        int64 `json:"free"`
+	Exhausted   bool  `json:"exhausted,omitempty"` // some set has no address left
+}
+
+// NetworksReply answers GET /v1/networks.
+type NetworksReply struct {
+	Networks []Network `json:"networks"` // sorted by name
+}
+
+// LinkName is a container's interface without its network.
+type LinkName struct {
+	Container string `json:"container"`
+	IfName    string `json:"ifname"`
+}
+
+// GCRequest removes the links of one network (POST /v1/networks/{name}/gc)
+// that bear the Owner tag and are not in Valid. A nil Valid means that none is
+// valid. A network that does not exist has nothing to remove.
+type GCRequest struct {
+	Valid []LinkName `json:"valid"`
+	Owner string     `json:"owner,omitempty"`
+}
+
+// GCReply lists what a collection removed.
+type GCReply struct {
+	Removed []string `json:"removed"` // link IDs, sorted
+}
+
+// PublicationsReply answers GET /v1/publications.
+type PublicationsReply struct {
+	Publications []Publication `json:"publications"`
+}
+
+// Counters are one direction-split set of counts.
+type Counters struct {
+	FromContainerPackets uint64 `json:"fromContainerPackets"`
+	FromContainerBytes   uint64 `json:"fromContainerBytes"`
+	ToContainerPackets   uint64 `json:"toContainerPackets"`
+	ToContainerBytes     uint64 `json:"toContainerBytes"`
+}
+
+// Flow is one conversation as GET /v1/flows reports it.
+type Flow struct {
+	Network     string         `json:"network"`
+	Link        string         `json:"link"`           // LinkKey.String
+	Peer        string         `json:"peer,omitempty"` // the other link, container to container
+	Direction   string         `json:"direction"`      // egress, ingress, peer, service
+	Proto       string         `json:"proto"`          // tcp, udp, icmp, icmpv6, or a number
+	Source      netip.AddrPort `json:"source"`
+	Destination netip.AddrPort `json:"destination"`
+	Target      netip.AddrPort `json:"target,omitzero"` // the host side's address when it is not Destination
+	State       string         `json:"state,omitempty"`
+	Start       time.Time      `json:"start"`
+	Last        time.Time      `json:"last,omitzero"`
+	End         time.Time      `json:"end,omitzero"`
+	Cause       string         `json:"cause,omitempty"` // why it ended
+	Counters
+}
+
+// FlowsReply answers GET /v1/flows?network=&link=.
+type FlowsReply struct {
+	Flows []Flow `json:"flows"`
+}
+
+// LinkStats are one link's counts since it was attached.
+type LinkStats struct {
+	ID    string            `json:"id"`
+	Flows int               `json:"flows"`
+	Drops map[string]uint64 `json:"drops,omitempty"` // by reason, zero counts left out
+	Counters
+}
+
+// NetworkStats are one network's counts since the daemon started; they hold
+// those of links that are gone.
+type NetworkStats struct {
+	Network string            `json:"network"`
+	Flows   int               `json:"flows"`
+	Drops   map[string]uint64 `json:"drops,omitempty"`
+	Links   []LinkStats       `json:"links"`
+	Counters
+}
+
+// StatsReply answers GET /v1/stats?network=.
+type StatsReply struct {
+	Networks []NetworkStats `json:"networks"`
+}
+
+// Problem is one thing that keeps the daemon from serving fully.
+type Problem struct {
+	Code    Code   `json:"code"` // CodeExhausted, CodeUnavailable, …
+	Object  string `json:"object,omitempty"`
+	Message string `json:"message"`
+	Blocks  bool   `json:"blocks,omitempty"` // no attach can succeed (of Object, when that names a network)
+}
+
+// StatusReply answers GET /v1/status?network=.
+type StatusReply struct {
+	Ready     bool      `json:"ready"` // no problem blocks
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	UID       int       `json:"uid"`
+	Started   time.Time `json:"started"`
+	StateDir  string    `json:"stateDir"`
+	Socket    string    `json:"socket"`
+	Networks  int       `json:"networks"`
+	Links     int       `json:"links"`
+	Lost      []string  `json:"lost,omitempty"` // IDs of links in state lost
+	OpenFiles int       `json:"openFiles"`
+	FileLimit int       `json:"fileLimit"`
+	Problems  []Problem `json:"problems,omitempty"`
+}
+
+// VersionReply answers GET /v1/version.
+type VersionReply struct {
+	Version   string `json:"version"`
+	API       int    `json:"api"`
+	GoVersion string `json:"goVersion"`
+	Commit    string `json:"commit,omitempty"`
+}
+
+// FlowQuery selects flows; zero selects all.
+type FlowQuery struct {
+	Network string
+	Link    string // any reference that GET /v1/links?ref= understands
+}
+
+// CaptureQuery selects what GET /v1/capture streams.
+type CaptureQuery struct {
+	Link    string // any reference that GET /v1/links?ref= understands; empty: every link of Network
+	Network string // empty with an empty Link: every link of every network
+	SnapLen int    // bytes kept of each packet; 0: all
+}
+
+var _ fmt.Stringer = LinkKey{}
