@@ -1,0 +1,56 @@
+package policy
+
+import "net/netip"
+
+// Origin says which side opened a flow. The zero value is not valid: such a
+// flow is dropped.
+type Origin uint8
+
+// The origins.
+const (
+	FromContainer Origin = iota + 1 // a packet read from a link's device
+	FromHost                        // a publication, or a dial through the switch
+)
+
+// Action is what to do with a flow.
+type Action uint8
+
+// The actions.
+const (
+	Drop    Action = iota // discard silently
+	Reject                // discard and say so: TCP reset, ICMP error
+	Forward               // pass on to Verdict.Target
+)
+
+// Target says where a forwarded flow goes.
+type Target uint8
+
+// The targets.
+const (
+	TargetNone        Target = iota // nowhere: the flow is not forwarded
+	TargetLink                      // to the link that owns Verdict.Addr
+	TargetGateway                   // to the gateway itself: ICMP echo
+	TargetDNS                       // to the gateway's resolver
+	TargetHostService               // dial Verdict.Addr on the host, loopback included; do not CheckDial
+	TargetEgress                    // dial Verdict.Addr from the host, with CheckDial on the final address
+)
+
+// Flow is what a verdict is asked for.
+type Flow struct {
+	Origin Origin
+	Link   string // name of the container's link; for messages, not judged
+	Proto  uint8  // IP protocol number
+	// Src and Dst are the ends as the opener names them. Ports are 0 for
+	// protocols without; for ICMP echo they hold the identifier.
+	Src, Dst netip.AddrPort
+}
+
+// Verdict is the decision about a flow. The zero Verdict drops.
+type Verdict struct {
+	Action Action
+	Target Target
+	// Addr is the link's, the service's or the outside address to go to.
+	Addr netip.AddrPort
+	// Reason says why the flow is not forwarded; ReasonNone when it is.
+	Reason Reason
+}
