@@ -1,0 +1,241 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Pool gives out the addresses of one network. Open makes one; there is
+// nothing to close, since the store belongs to the caller.
+type Pool struct {
+	sets       [][]Range
+	quarantine time.Duration
+	now        func() time.Time
+	store      Store
+
+	// mu guards what follows. It is never held during a call of the store.
+	mu     sync.Mutex
+	leases map[Owner]Lease
+	used   map[netip.Addr]Owner // every address of leases, and those being acquired
+	alloc  []*allocator         // one per set
+	// busy has the owners with an operation under way. The channel is closed
+	// when that operation ends.
+	busy map[Owner]chan struct{}
+}
+
+// Open checks the configuration, loads what the store remembers and returns a
+// pool over both. Leases whose addresses lie outside the configured ranges are
+// kept. The store may be used by nobody else while the pool is in use. All
+// faults of a configuration are reported at once.
+func Open(ctx context.Context, cfg Config, store Store) (*Pool, error) {
+	cfg, err := cfg.Normalize()
+	if err != nil {
+		return nil, &OpError{Op: "open", Err: err}
+	}
+	state, err := store.Load(ctx)
+	if err != nil {
+		return nil, &OpError{Op: "open", Err: err}
+	}
+	p := &Pool{
+		sets:       cfg.Sets,
+		quarantine: max(cfg.Quarantine, 0),
+		now:        cfg.Now,
+		store:      store,
+		leases:     make(map[Owner]Lease, len(state.Leases)),
+		used:       make(map[netip.Addr]Owner),
+		busy:       make(map[Owner]chan struct{}),
+	}
+	reserved := gatewaySet(cfg.Sets)
+	for _, set := range cfg.Sets {
+		p.alloc = append(p.alloc, newAllocator(set, reserved))
+	}
+	if err := p.restore(state); err != nil {
+		return nil, &OpError{Op: "open", Err: err}
+	}
+	return p, nil
+}
+
+// restore takes over what the store remembers.
+func (p *Pool) restore(state State) error {
+	var faults []error
+	for _, l := range state.Leases {
+		for _, a := range l.Addrs {
+			if other, taken := p.used[a.Addr()]; taken {
+				faults = append(faults, fmt.Errorf("the store gives %s to both %q and %q: release one of them from it", a.Addr(), other, l.Owner))
+				continue
+			}
+			p.takeLocked(a.Addr(), l.Owner)
+		}
+		p.leases[l.Owner] = l.clone()
+	}
+	for i, a := range p.alloc {
+		if i < len(state.Cursors) {
+			a.cursor = state.Cursors[i]
+		}
+	}
+	p.restoreFreed(state.Freed)
+	return errors.Join(faults...)
+}
+
+// restoreFreed puts the freed addresses into quarantine in the order in which
+// they were freed. A time in the future means that the clock was set back; it
+// counts as now, so that nothing rests longer than the quarantine.
+func (p *Pool) restoreFreed(freed map[netip.Addr]time.Time) {
+	now := p.now()
+	addrs := make([]netip.Addr, 0, len(freed))
+	for a := range freed {
+		if _, taken := p.used[a]; !taken {
+			addrs = append(addrs, a)
+		}
+	}
+	slices.SortFunc(addrs, func(a, b netip.Addr) int {
+		if c := freed[a].Compare(freed[b]); c != 0 {
+			return c
+		}
+		return a.Compare(b)
+	})
+	for _, a := range addrs {
+		at := freed[a]
+		if at.After(now) {
+			at = now
+		}
+		if !p.freeLocked(a, at) {
+			// Of a range that is configured no longer.
+			p.alloc[0].rested = append(p.alloc[0].rested, a)
+		}
+	}
+}
+
+// Acquire gives owner one address of every set and makes that durable before
+// it returns. Addresses in want are taken as they are, each for the set that
+// holds it; the other sets choose. If owner holds a lease already, that lease
+// is returned, unless want names an address that is not in it (ErrBadRequest).
+//
+// Errors: ErrExhausted, ErrInUse, ErrReserved, ErrOutOfRange, ErrBadRequest,
+// ctx's or the store's. On error owner holds what it held before.
+//
+// Acquire waits for another operation on the same owner until ctx ends; a
+// commit that has begun is not broken off.
+func (p *Pool) Acquire(ctx context.Context, owner Owner, want ...netip.Addr) (Lease, error) {
+	done, err := p.begin(ctx, "acquire", owner)
+	if err != nil {
+		return Lease{}, err
+	}
+	defer done()
+
+	lease, held, err := p.reserve(owner, want)
+	if err != nil || held {
+		return lease, err
+	}
+	if err := p.store.Commit(ctx, Change{Put: []Lease{lease.clone()}, Forget: p.expired()}); err != nil {
+		p.unreserve(lease)
+		return Lease{}, &OpError{Op: "acquire", Owner: owner, Err: err}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leases[owner] = lease.clone()
+	return lease, nil
+}
+
+// Release ends owner's lease, and its addresses begin their rest. It is
+// durable when Release returns. An owner without a lease is no error.
+func (p *Pool) Release(ctx context.Context, owner Owner) error {
+	done, err := p.begin(ctx, "release", owner)
+	if err != nil {
+		return err
+	}
+	defer done()
+
+	p.mu.Lock()
+	lease, ok := p.leases[owner]
+	p.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	if err := p.end(ctx, []Lease{lease}); err != nil {
+		return &OpError{Op: "release", Owner: owner, Err: err}
+	}
+	return nil
+}
+
+// Retain releases every lease whose owner live denies, all in one step, and
+// returns them ordered by owner. Owners with another operation under way are
+// left alone: they are alive, or about to be released. live is called without
+// a lock held and may use the pool's other methods for reading.
+func (p *Pool) Retain(ctx context.Context, live func(Owner) bool) ([]Lease, error) {
+	var doomed []Owner
+	for _, l := range p.Leases() {
+		if !live(l.Owner) {
+			doomed = append(doomed, l.Owner)
+		}
+	}
+	leases, done := p.claim(doomed)
+	defer done()
+	if len(leases) == 0 {
+		return nil, nil
+	}
+	if err := p.end(ctx, leases); err != nil {
+		return nil, &OpError{Op: "retain", Err: err}
+	}
+	return leases, nil
+}
+
+// Leases returns all leases, ordered by owner.
+func (p *Pool) Leases() []Lease {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Lease, 0, len(p.leases))
+	for _, l := range p.leases {
+		all = append(all, l.clone())
+	}
+	slices.SortFunc(all, func(a, b Lease) int { return strings.Compare(string(a.Owner), string(b.Owner)) })
+	return all
+}
+
+// Lookup returns the lease of owner, if it holds one.
+func (p *Pool) Lookup(owner Owner) (Lease, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, ok := p.leases[owner]
+	return l.clone(), ok
+}
+
+// Gateways returns the gateways of all ranges with their subnets' lengths, in
+// the order of the sets and each once.
+func (p *Pool) Gateways() []netip.Prefix {
+	var all []netip.Prefix
+	for _, set := range p.sets {
+		for _, r := range set {
+			if g := netip.PrefixFrom(r.Gateway, r.Subnet.Bits()); !slices.Contains(all, g) {
+				all = append(all, g)
+			}
+		}
+	}
+	return all
+}
+
+// Usage says how much of a set is in use.
+type Usage struct {
+	Ranges string // "10.88.0.1-10.88.255.254", several separated by ", "
+	Size   uint64 // addresses that can be given out, at most the largest uint64
+	Used   uint64 // of these, held or being acquired
+	Rest   uint64 // of these, free but in quarantine
+}
+
+// Usage returns the usage of every set, in the order of the sets.
+func (p *Pool) Usage() []Usage {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Usage, len(p.alloc))
+	for i, a := range p.alloc {
+		a.expire(p.now().Add(-p.quarantine))
+		all[i] = Usage{Ranges: describe(a.set), Size: a.size, Used: a.used, Rest: uint64(len(a.resting))}
+	}
+	return all
+}
