@@ -1,0 +1,74 @@
+// Package netstack is the switch: it joins containers to a network and the
+// network to the outside, in one process, with no privilege.
+//
+// # What there is
+//
+// A [Switch] is one network. A [Link] is one container's attachment: a
+// tunnel.Device whose far end is an interface in the container's namespace,
+// the addresses leased to it, and its names. A [Publication] is a listener on
+// the host that leads to a port of a link. A [Flow] is one conversation.
+// Several switches live in one process without knowing of each other.
+//
+// # Life of a packet
+//
+// Each link has one reader goroutine. It reads a frame, which is a virtio
+// header and an IP packet of up to 64 KiB that the container's kernel has not
+// cut into segments, scattered over a few views so that its headers lie
+// together (frame.go). It then decides, without a lock and without
+// allocating:
+//
+//  1. Headers are parsed once. What no honest kernel sends is dropped.
+//  2. The source must be leased to the link. Protocols that configure
+//     networks (router advertisements, redirects, DHCP, neighbour discovery)
+//     end here.
+//  3. If the destination is a link, the frame is forwarded (forward.go): hop
+//     limit less one, and the same bytes are written to the other device.
+//     Checksums and segmentation that the first kernel left open stay open
+//     and the second completes them, so a frame costs two system calls for up
+//     to 64 KiB. gVisor has no part in it, and TCP between containers
+//     outlives this process.
+//  4. Else policy decides on the final target, once per flow for TCP. A
+//     refusal is answered so that clients fail at once.
+//  5. TCP goes to the gVisor stack, where it is terminated; UDP and ICMP echo
+//     go to host sockets without gVisor; whole DNS queries to the gateway go
+//     to the resolver.
+//
+// Every packet that goes no further increments exactly one counter, named by
+// its [DropReason], on the link that it came from or was meant for.
+//
+// # Life of a TCP flow
+//
+// A SYN leads to a dial of the host side first. Only when that has succeeded
+// is the container's handshake completed; a refusal becomes a reset, an
+// unreachable host an ICMP error, silence stays silence. Then two pumps carry
+// bytes between the gVisor endpoint and the host socket, each holding no
+// memory while idle, and carry half-closes and resets across (relay.go).
+// A client of a publication is dialled through from its own address, so that
+// the container sees who calls.
+//
+// # Bounds
+//
+// [Limits] bound every table per link, so one container can exhaust only
+// itself. The stack's sockets are bounded by TCPFlows and by the buffer
+// maxima in stack.go.
+//
+// # Goroutines
+//
+// One reader per link; gVisor's TCP processors, one per CPU; two pumps per
+// NATed TCP flow; one reader per UDP mapping and per ping socket; one acceptor
+// per publication; a sweeper that runs only while it has something to sweep.
+// Each is a named method, started by what it belongs to and waited for by what
+// ends that: Detach for a link's, Shutdown for the rest.
+//
+// # Locks
+//
+// Tables that packets read (links by address, rules, names, host addresses)
+// are immutable values behind atomic pointers; Switch.mu serialises their
+// replacement. Locks of flows and NAT tables are leaves: none is held while
+// another is taken or while a socket or device is written.
+//
+// # What it does not do
+//
+// No fragmentation of what forbids it, no translation between families, no
+// application gateways, no forwarding between networks.
+package netstack

@@ -1,0 +1,136 @@
+package netstack
+
+import (
+	"sync/atomic"
+
+	"github.com/usernet/usernet/internal/packet"
+	"github.com/usernet/usernet/internal/policy"
+)
+
+// DropReason names why a packet went no further. Each discarded packet
+// increments exactly one of these, on its link.
+type DropReason uint8
+
+// The reasons of the switch itself. Those of policy follow them: a policy
+// refusal is counted as "policy_" plus policy's own name of the reason.
+const (
+	dropNone            DropReason = iota
+	DropTruncated                  // shorter than its headers say
+	DropVersion                    // neither IPv4 nor IPv6
+	DropLength                     // the length fields disagree with the frame
+	DropHeaderLength               // IPv4 header length below 20 or beyond the packet
+	DropOptions                    // IPv4 options that steer or record routes
+	DropExtension                  // IPv6 extension headers that are bad, deprecated or too many
+	DropTransport                  // transport header truncated or inconsistent
+	DropChecksum                   // IPv4 header or transport checksum wrong
+	DropFragment                   // fragment that no honest sender makes
+	DropVirtioHeader               // virtio header that does not match its packet
+	DropSpoofed                    // source is not leased to the link
+	DropFamily                     // the network has no gateway of that family
+	DropLoop                       // destination is the sending link itself
+	DropHopLimit                   // TTL or hop limit used up at the switch
+	DropTooBig                     // beyond the next link's MTU; sender told
+	DropNeighbor                   // neighbour discovery and group membership: a TUN needs neither
+	DropRouterAdvert               // router advertisement or redirect from a container
+	DropDHCP                       // DHCP from a container: addresses are leased at attach
+	DropProtocol                   // no NAT for this IP protocol to the outside
+	DropFlowRate                   // new flows faster than the link's limit
+	DropFlowLimit                  // more flows than the link's limit
+	DropDialLimit                  // more dials in flight than the link's limit
+	DropDialTimeout                // SYN whose host side never answered
+	DropReassembly                 // fragments given up: limit, overlap or time
+	DropDNSLimit                   // DNS queries over the link's limit
+	DropDNSMalformed               // not a DNS query
+	DropPingUnavailable            // the process may open no ping socket
+	DropUnsolicited                // from a host-side peer that the container never contacted
+	DropHostSend                   // the host socket refused the packet
+	DropDeviceFull                 // the container's device took no more
+	DropDeviceGone                 // the container's device is gone
+	DropNoFlow                     // belongs to no flow
+	DropICMPError                  // ICMP error from a container: it may only concern flows that are terminated here
+	DropStack                      // the TCP stack took it no further
+	numDropReasons
+)
+
+var dropNames = [numDropReasons]string{
+	dropNone: "none", DropTruncated: "truncated", DropVersion: "version", DropLength: "length",
+	DropHeaderLength: "header_length", DropOptions: "ip_options", DropExtension: "ipv6_extension",
+	DropTransport: "transport_header", DropChecksum: "checksum", DropFragment: "fragment",
+	DropVirtioHeader: "virtio_header", DropSpoofed: "spoofed_source", DropFamily: "family_off",
+	DropLoop: "loop", DropHopLimit: "hop_limit", DropTooBig: "too_big", DropNeighbor: "neighbor_discovery",
+	DropRouterAdvert: "router_advertisement", DropDHCP: "dhcp", DropProtocol: "protocol",
+	DropFlowRate: "flow_rate", DropFlowLimit: "flow_limit", DropDialLimit: "dial_limit",
+	DropDialTimeout: "dial_timeout", DropReassembly: "reassembly", DropDNSLimit: "dns_limit",
+	DropDNSMalformed: "dns_malformed", DropPingUnavailable: "ping_unavailable",
+	DropUnsolicited: "unsolicited", DropHostSend: "host_send", DropDeviceFull: "device_full",
+	DropDeviceGone: "device_gone", DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
+}
+
+// maxDropReasons bounds the counters of a link: the switch's own reasons and
+// room for policy's.
+const maxDropReasons = int(numDropReasons) + int(policy.NumReasons)
+
+// String is the reason's name, stable and fit for a metric label.
+func (d DropReason) String() string {
+	if d < numDropReasons {
+		return dropNames[d]
+	}
+	return "policy_" + policy.Reason(d-numDropReasons).String()
+}
+
+// DropReasons lists every reason there is, in order.
+func DropReasons() []DropReason {
+	var all []DropReason
+	for d := dropNone + 1; int(d) < maxDropReasons; d++ {
+		if d != numDropReasons { // policy's zero reason means forwarded
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+func dropForPolicy(r policy.Reason) DropReason { return numDropReasons + DropReason(r) }
+
+func dropForFault(f packet.Fault) DropReason {
+	switch f {
+	case packet.FaultVersion:
+		return DropVersion
+	case packet.FaultLength:
+		return DropLength
+	case packet.FaultHeaderLength:
+		return DropHeaderLength
+	case packet.FaultOptions:
+		return DropOptions
+	case packet.FaultExtension:
+		return DropExtension
+	case packet.FaultTransport:
+		return DropTransport
+	case packet.FaultChecksum:
+		return DropChecksum
+	case packet.FaultFragment:
+		return DropFragment
+	default:
+		return DropTruncated
+	}
+}
+
+// dropCounters holds one counter per reason.
+type dropCounters [maxDropReasons]atomic.Uint64
+
+func (c *dropCounters) add(d DropReason) { c[d].Add(1) }
+
+// snapshot adds the counters that are not zero to m.
+func (c *dropCounters) snapshot(m map[string]uint64) {
+	for i := range c {
+		if n := c[i].Load(); n > 0 {
+			m[DropReason(i).String()] += n
+		}
+	}
+}
+
+// merge adds other's counts to c: a link that leaves takes no count away.
+func (c *dropCounters) merge(other *dropCounters) {
+	for i := range c {
+		c[i].Add(other[i].Load())
+	}
+}
