@@ -1,0 +1,116 @@
+package nstest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/netns"
+)
+
+// childVar marks the process that runs in the namespaces of its own.
+const childVar = "USERNET_NSTEST_CHILD"
+
+// noChild is why the test binary could not run itself again as root of a user
+// namespace; set by Main before any test runs.
+var noChild error
+
+// Main runs a package's tests with the rights that TestNetns tests need, as far
+// as they can be had, and exits. It is called from TestMain.
+func Main(m *testing.M) {
+	if os.Getenv(childVar) != "" {
+		os.Exit(runChild(m))
+	}
+	if os.Geteuid() == 0 {
+		os.Exit(m.Run())
+	}
+	cmd, err := startChild()
+	if err != nil {
+		noChild = err
+		os.Exit(m.Run())
+	}
+	os.Exit(exitCode(cmd.Wait()))
+}
+
+// startChild starts this program again as root of new namespaces.
+func startChild() (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the test binary: %w", err)
+	}
+	cmd := exec.Command(self, os.Args[1:]...)
+	cmd.Env = append(os.Environ(), childVar+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		Pdeathsig:   unix.SIGKILL,
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the tests in a new user namespace: %w", err)
+	}
+	return cmd, nil
+}
+
+// runChild prepares the new namespaces and runs the tests: plain tests of the
+// same package expect a loopback interface.
+func runChild(m *testing.M) int {
+	err := errors.Join(
+		os.NewSyscallError("mount / private", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")),
+		netns.LoopbackUp(),
+	)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "nstest: prepare the tests' namespaces: %v\n", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// exitCode is the exit status that a child's end asks of its parent.
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return exit.ExitCode()
+	}
+	fmt.Fprintf(os.Stderr, "nstest: tests in a new user namespace: %v\n", err)
+	return 1
+}
+
+// missing is what TestNetns tests lack here, nil when they can run.
+var missing = sync.OnceValue(func() error {
+	h, err := netns.New()
+	if err != nil {
+		return errors.Join(err, noChild)
+	}
+	defer h.Close()
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
+	}
+	unix.Close(fd)
+	return nil
+})
+
+// Require skips the test when network namespaces or TUN devices cannot be made
+// here, and says why. With CI=true in the environment it fails the test.
+func Require(t testing.TB) {
+	t.Helper()
+	err := missing()
+	if err == nil {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("this test needs network namespaces and TUN devices, and CI=true forbids to skip it: %v", err)
+	}
+	t.Skipf("this test needs network namespaces and TUN devices: %v", err)
+}

@@ -1,0 +1,116 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+)
+
+// cloneDevice is where the kernel hands out TUN descriptors.
+const cloneDevice = "/dev/net/tun"
+
+// DefaultMTU is the MTU of a device created with Options.MTU zero, in bytes.
+const DefaultMTU = 1500
+
+// temporaryName is the template for devices without a wanted name; the kernel
+// replaces %d by the first free number, in one step.
+const temporaryName = "un%d"
+
+// Options say how a TUN is created. The zero value makes a device with a free
+// temporary name and DefaultMTU.
+type Options struct {
+	// Name is the interface's name, at most 15 bytes; one "%d" in it is
+	// replaced by a free number. Empty: a free "un" name.
+	Name string
+	// MTU in bytes; 0 means DefaultMTU.
+	MTU int
+}
+
+// Create makes a TUN device in the calling thread's network namespace and
+// returns its only descriptor, non-blocking and close-on-exec, ready for [Open]
+// or to be sent to another process. The caller owns the file; the device lives
+// until its last duplicate is closed. The device is down and has no address.
+//
+// It carries virtio headers with checksum and TCP segmentation offload, and
+// UDP segmentation offload where the kernel has it (Linux 6.2).
+//
+// Callers that care about the namespace hold runtime.LockOSThread.
+func Create(o Options) (*os.File, error) {
+	name := o.Name
+	if name == "" {
+		name = temporaryName
+	}
+	mtu := o.MTU
+	if mtu == 0 {
+		mtu = DefaultMTU
+	}
+	f, err := create(name, mtu)
+	if err != nil {
+		return nil, fmt.Errorf("create TUN %q: %w", name, err)
+	}
+	return f, nil
+}
+
+func create(name string, mtu int) (*os.File, error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface name is empty or longer than %d bytes: %w", unix.IFNAMSIZ-1, err)
+	}
+	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: cloneDevice, Err: err}
+	}
+	defer unix.Close(fd)
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			err = fmt.Errorf("an interface of this name exists already: %w", err)
+		}
+		return nil, fmt.Errorf("TUNSETIFF: %w", err)
+	}
+	f, kernelName, err := negotiate(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := setMTU(kernelName, mtu); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// negotiate lets wireguard's tun package switch on the offloads that the kernel
+// has, and returns a descriptor of its own on the device and the kernel's name
+// for it.
+//
+// The package gets a duplicate, because it wraps the descriptor in an os.File
+// before it can fail, and the collector closes that file at a time of its own.
+// The "unmonitored" constructor is used since the other one starts goroutines
+// that write to the device every second.
+func negotiate(fd int) (*os.File, string, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, "", fmt.Errorf("duplicate descriptor: %w", err)
+	}
+	dev, name, err := wgtun.CreateUnmonitoredTUNFromFD(dup)
+	if err != nil {
+		return nil, "", fmt.Errorf("negotiate offloads: %w", err)
+	}
+	return dev.File(), name, nil
+}
+
+// setMTU sets the MTU of an interface in the calling thread's namespace.
+func setMTU(name string, mtu int) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("look up interface %s: %w", name, err)
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set MTU %d on %s: %w", mtu, name, err)
+	}
+	return nil
+}

@@ -1,0 +1,42 @@
+// Package tunnel carries frames between a container's kernel and the switch.
+//
+// # Frames
+//
+// A frame is one 10-byte virtio-net header ([Header], struct virtio_net_hdr of
+// linux/virtio_net.h in little-endian order) followed by one IP packet. The
+// packet may be a superframe: up to 65535 bytes that stand for a run of TCP
+// segments or UDP datagrams which share one header, with the transport checksum
+// left for whoever splits it. Moving superframes whole is worth about ten times
+// the throughput of 1500-byte packets, so every [Device] speaks in frames and
+// the sender of a frame never asks whether the far side can split it: a device
+// whose far side cannot does so itself.
+//
+// # Devices
+//
+//   - [Open] reads and writes a TUN descriptor on Go's poller, by readv and
+//     writev into and from the caller's buffers. It holds no buffer of its own.
+//   - [Wrap] makes a Device of any wireguard tun.Device; superframes are split
+//     and checksums are completed in software on the way to it.
+//   - tunneltest.Pair joins two in-memory devices for tests.
+//
+// # Where a TUN is made decides how its end is seen
+//
+// A TUN made in the maker's namespace by [Create] and then moved into a
+// container's reports POLLERR as soon as the container's namespace dies, and
+// ReadFrame returns [ErrGone]. One made inside the container's namespace pins
+// that namespace silently for as long as the descriptor is open. So the plugin
+// creates outside and moves in; the tests TestNetnsTunMovedReportsNamespaceDeath
+// and TestNetnsTunOpenedInsidePinsNamespace hold both statements against the
+// running kernel.
+//
+// A descriptor that came from another process is hostile until [Validate] has
+// named it a TUN with the right flags, and each frame's header is hostile until
+// [Header.Check] has held it against the parsed packet.
+//
+// # What bounds memory
+//
+// A device made by Open has a few hundred bytes. Wrap owns one read batch
+// (device batch size times 64 KiB of address space, of which only the pages
+// touched count) and a pool of write scratch buffers. Nothing here allocates
+// per frame; tests assert it.
+package tunnel

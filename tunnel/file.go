@@ -1,0 +1,196 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileDevice is a Device on a TUN descriptor that Go's poller watches.
+type fileDevice struct {
+	file *os.File
+	conn syscall.RawConn
+	mtu  int
+
+	// read is the one reader's scratch, see transfer.
+	read transfer
+	// writes holds idle *transfer, one per concurrent writer.
+	writes sync.Pool
+}
+
+// Open makes a Device of a TUN descriptor. The device speaks for a container
+// whose interface has the given MTU in bytes; 0 means DefaultMTU. The MTU is a
+// parameter because the interface is usually in a namespace that this process
+// cannot look into.
+//
+// Open validates f ([Validate]). It owns f on success only, and f must then not
+// be used otherwise. The descriptor becomes non-blocking, for all processes
+// that share it.
+func Open(f *os.File, mtu int) (Device, error) {
+	if err := Validate(f); err != nil {
+		return nil, err
+	}
+	if mtu == 0 {
+		mtu = DefaultMTU
+	}
+	if mtu < 0 || mtu > MaxPacket {
+		return nil, fmt.Errorf("open TUN %s: MTU %d is outside 0..%d", f.Name(), mtu, MaxPacket)
+	}
+	polled, err := pollable(f)
+	if err != nil {
+		return nil, fmt.Errorf("open TUN %s: %w", f.Name(), err)
+	}
+	conn, err := polled.SyscallConn()
+	if err != nil {
+		if polled != f {
+			polled.Close()
+		}
+		return nil, fmt.Errorf("open TUN %s: %w", f.Name(), err)
+	}
+	if polled != f {
+		f.Close()
+	}
+	return newFileDevice(polled, conn, mtu), nil
+}
+
+func newFileDevice(f *os.File, conn syscall.RawConn, mtu int) *fileDevice {
+	d := &fileDevice{file: f, conn: conn, mtu: mtu}
+	d.read.init(unix.SYS_READV)
+	d.writes.New = func() any {
+		t := new(transfer)
+		t.init(unix.SYS_WRITEV)
+		return t
+	}
+	return d
+}
+
+// pollable returns f itself when Go's poller watches it already, and otherwise
+// a duplicate that it does watch. Wrapping the same descriptor number twice is
+// no way out: the runtime would find it in its epoll set, quietly fall back to
+// blocking mode, and reads would return EAGAIN.
+func pollable(f *os.File) (*os.File, error) {
+	if f.SetReadDeadline(time.Time{}) == nil {
+		return f, nil
+	}
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var (
+		dup    int
+		dupErr error
+	)
+	err = conn.Control(func(fd uintptr) {
+		if dupErr = unix.SetNonblock(int(fd), true); dupErr != nil {
+			return
+		}
+		dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err = errors.Join(err, dupErr); err != nil {
+		return nil, fmt.Errorf("duplicate descriptor: %w", err)
+	}
+	g := os.NewFile(uintptr(dup), f.Name())
+	if err := g.SetReadDeadline(time.Time{}); err != nil {
+		g.Close()
+		return nil, fmt.Errorf("watch descriptor: %w", err)
+	}
+	return g, nil
+}
+
+// ReadFrame implements Device.
+func (d *fileDevice) ReadFrame(bufs [][]byte) (int, error) {
+	t := &d.read
+	if !t.load(bufs) {
+		return 0, ErrFrame
+	}
+	err := d.conn.Read(t.poll)
+	t.unload()
+	if err != nil {
+		return 0, d.readFault(err)
+	}
+	if t.errno != 0 {
+		return 0, deviceError("read", t.errno)
+	}
+	return t.n, nil
+}
+
+// readFault explains why the poller refused to wait. The usual reason is an
+// error condition on the descriptor, for which the runtime has no exported
+// error: the kernel says which one when asked to read.
+func (d *fileDevice) readFault(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return os.ErrClosed
+	}
+	errno := syscall.Errno(0)
+	control := d.conn.Control(func(fd uintptr) {
+		var none [0]byte
+		_, _, errno = syscall.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&none)), 0)
+	})
+	switch {
+	case errors.Is(control, os.ErrClosed):
+		return os.ErrClosed
+	case errno == unix.EBADFD:
+		return ErrGone
+	default:
+		return fmt.Errorf("wait for a frame: %w", err)
+	}
+}
+
+// WriteFrame implements Device.
+func (d *fileDevice) WriteFrame(bufs [][]byte) error {
+	t := d.writes.Get().(*transfer)
+	if !t.load(bufs) {
+		d.writes.Put(t)
+		return ErrFrame
+	}
+	// Control, not Write: Write serialises its callers, and a TUN takes
+	// frames from many threads at once.
+	err := d.conn.Control(t.control)
+	t.unload()
+	errno := t.errno
+	d.writes.Put(t)
+	if err != nil {
+		return os.ErrClosed
+	}
+	if errno != 0 {
+		return deviceError("write", errno)
+	}
+	return nil
+}
+
+// MTU implements Device.
+func (d *fileDevice) MTU() int { return d.mtu }
+
+// Close implements Device.
+func (d *fileDevice) Close() error {
+	if err := d.file.Close(); err != nil {
+		if errors.Is(err, os.ErrClosed) {
+			return os.ErrClosed
+		}
+		return fmt.Errorf("close TUN: %w", err)
+	}
+	return nil
+}
+
+// deviceError turns an errno of readv or writev on a TUN into what the Device
+// contract says.
+func deviceError(op string, errno syscall.Errno) error {
+	switch errno {
+	case unix.EBADFD:
+		return ErrGone
+	case unix.EIO:
+		return ErrDown
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		return ErrFull
+	case unix.EINVAL, unix.EMSGSIZE:
+		return ErrFrame
+	default:
+		return os.NewSyscallError(op+" TUN", errno)
+	}
+}

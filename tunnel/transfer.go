@@ -1,0 +1,65 @@
+package tunnel
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// transfer is the reusable state of one readv or writev. Its functions are
+// bound once, because a closure made per call would be an allocation per frame.
+type transfer struct {
+	// poll and control are run in the two shapes that syscall.RawConn takes:
+	// for Read and for Control.
+	poll    func(fd uintptr) bool
+	control func(fd uintptr)
+
+	trap  uintptr // SYS_READV or SYS_WRITEV
+	iovs  [MaxBuffers]unix.Iovec
+	count int // of iovs in use
+	n     int // bytes moved by the last run
+	errno syscall.Errno
+}
+
+func (t *transfer) init(trap uintptr) {
+	t.trap = trap
+	t.poll = t.run
+	t.control = func(fd uintptr) { t.run(fd) }
+}
+
+// load points t at bufs; it reports false when there are none or too many.
+func (t *transfer) load(bufs [][]byte) bool {
+	t.count = 0
+	for _, b := range bufs {
+		if len(b) == 0 {
+			continue
+		}
+		if t.count == len(t.iovs) {
+			t.unload()
+			return false
+		}
+		t.iovs[t.count].Base = &b[0]
+		t.iovs[t.count].SetLen(len(b))
+		t.count++
+	}
+	return t.count > 0
+}
+
+// unload forgets the caller's buffers, so that t does not keep them alive.
+func (t *transfer) unload() {
+	clear(t.iovs[:t.count])
+	t.count = 0
+}
+
+// run makes the system call and reports whether it is over; false asks the
+// poller to wait until the descriptor is readable.
+func (t *transfer) run(fd uintptr) bool {
+	for {
+		n, _, errno := syscall.Syscall(t.trap, fd, uintptr(unsafe.Pointer(&t.iovs[0])), uintptr(t.count))
+		t.n, t.errno = int(n), errno
+		if errno != unix.EINTR {
+			return errno != unix.EAGAIN
+		}
+	}
+}
