@@ -1,0 +1,170 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// TestParallelAcquires is the promise that matters most: no address twice.
+func TestParallelAcquires(t *testing.T) {
+	const owners = 10_000
+	forEachStore(t, func(t *testing.T, s Store, reopen func() Store) {
+		cfg := Config{Sets: sets([]Range{subnet("10.0.0.0/16")}, []Range{subnet("fd00::/64")})}
+		p := open(t, cfg, s)
+		leases := make([]Lease, owners)
+		var wg sync.WaitGroup
+		for i := range owners {
+			wg.Go(func() {
+				var err error
+				if leases[i], err = p.Acquire(t.Context(), Owner(fmt.Sprint(i))); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		holders := make(map[netip.Addr]Owner)
+		for _, l := range leases {
+			for _, a := range l.Addrs {
+				if other, taken := holders[a.Addr()]; taken {
+					t.Errorf("%s is held by %q and by %q", a, other, l.Owner)
+				}
+				holders[a.Addr()] = l.Owner
+			}
+		}
+		if len(holders) != 2*owners {
+			t.Errorf("%d addresses, want %d", len(holders), 2*owners)
+		}
+		// What was handed out is what a new process reads.
+		p = open(t, cfg, reopen())
+		for _, l := range p.Leases() {
+			for _, a := range l.Addrs {
+				if holders[a.Addr()] != l.Owner {
+					t.Errorf("the store gives %s to %q, handed out to %q", a, l.Owner, holders[a.Addr()])
+				}
+			}
+		}
+		if n := len(p.Leases()); n != owners {
+			t.Errorf("%d leases in the store, want %d", n, owners)
+		}
+	})
+}
+
+// TestEverythingAtOnce runs all operations against each other on a pool that
+// is too small, and watches each address for a second holder.
+func TestEverythingAtOnce(t *testing.T) {
+	const workers, rounds = 16, 100
+	forEachStore(t, func(t *testing.T, s Store, reopen func() Store) {
+		cfg := Config{Sets: sets([]Range{span("10.0.0.0/24", "10.0.0.1", "10.0.0.11")})} // ten for sixteen
+		p := open(t, cfg, s)
+		var holders [256]atomic.Int32
+		var got, refused atomic.Int32
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Go(func() {
+				for r := range rounds {
+					o := Owner(fmt.Sprint("owner ", w))
+					l, err := p.Acquire(t.Context(), o)
+					if errors.Is(err, ErrExhausted) {
+						refused.Add(1)
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					got.Add(1)
+					n := &holders[l.Addrs[0].Addr().As4()[3]]
+					if !n.CompareAndSwap(0, 1) {
+						t.Errorf("%s has a second holder", l.Addrs[0])
+					}
+					if again, err := p.Acquire(t.Context(), o); err != nil || again.Addrs[0] != l.Addrs[0] {
+						t.Errorf("again: %v, %v, want %s", again.Addrs, err, l.Addrs[0])
+					}
+					n.Store(0)
+					if r%5 == 0 {
+						if _, err := p.Retain(t.Context(), func(c Owner) bool { return c != o }); err != nil {
+							t.Error(err)
+						}
+					}
+					if err := p.Release(t.Context(), o); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		t.Logf("%d leases given, %d refused", got.Load(), refused.Load())
+		if u := p.Usage()[0]; u.Used != 0 || len(p.Leases()) != 0 {
+			t.Errorf("left over: %+v, %v", u, p.Leases())
+		}
+		if left := open(t, cfg, reopen()).Leases(); len(left) != 0 {
+			t.Errorf("left in the store: %v", left)
+		}
+	})
+}
+
+// gateStore lets a commit begin and wait.
+type gateStore struct {
+	Store
+	begun, goOn chan struct{}
+}
+
+func (g *gateStore) Commit(ctx context.Context, c Change) error {
+	g.begun <- struct{}{}
+	<-g.goOn
+	return g.Store.Commit(ctx, c)
+}
+
+// TestOperationsOnOneOwnerWait holds a commit open and tries the owner's other
+// operations meanwhile.
+func TestOperationsOnOneOwnerWait(t *testing.T) {
+	g := &gateStore{NewMemStore(), make(chan struct{}), make(chan struct{})}
+	p := open(t, Config{Sets: sets([]Range{subnet("10.0.0.0/24")})}, g)
+	acquired := make(chan error)
+	go func() {
+		_, err := p.Acquire(t.Context(), "a")
+		acquired <- err
+	}()
+	<-g.begun
+
+	// What is not durable yet is neither shown nor given to another.
+	if _, ok := p.Lookup("a"); ok {
+		t.Error("a lease is shown before it is durable")
+	}
+	if _, err := p.Acquire(t.Context(), "b", addrs("10.0.0.2")...); !errors.Is(err, ErrInUse) {
+		t.Errorf("the address being acquired: %v", err)
+	}
+	// Waiting ends with the context.
+	ctx, cancel := context.WithCancel(t.Context())
+	waited := make(chan error)
+	go func() { waited <- p.Release(ctx, "a") }()
+	cancel()
+	if err := <-waited; !errors.Is(err, context.Canceled) {
+		t.Errorf("release while the owner is busy: %v", err)
+	}
+	// Garbage collection does not wait, and leaves the owner alone.
+	if freed, err := p.Retain(t.Context(), func(Owner) bool { return false }); err != nil || freed != nil {
+		t.Errorf("retain: %v, %v", freed, err)
+	}
+	// A second acquire waits and gets the same lease, without a commit.
+	again := make(chan Lease)
+	go func() {
+		l, err := p.Acquire(t.Context(), "a")
+		if err != nil {
+			t.Error(err)
+		}
+		again <- l
+	}()
+	g.goOn <- struct{}{}
+	if err := <-acquired; err != nil {
+		t.Fatal(err)
+	}
+	if l := <-again; len(l.Addrs) != 1 || l.Addrs[0].String() != "10.0.0.2/24" {
+		t.Errorf("second acquire: %+v", l)
+	}
+}
