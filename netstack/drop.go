@@ -1,10 +1,12 @@
 package netstack
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/internal/policy"
+	"github.com/usernet/usernet/tunnel"
 )
 
 // DropReason names why a packet went no further. Each discarded packet
@@ -63,7 +65,8 @@ var dropNames = [numDropReasons]string{
 	DropDialTimeout: "dial_timeout", DropReassembly: "reassembly", DropDNSLimit: "dns_limit",
 	DropDNSMalformed: "dns_malformed", DropPingUnavailable: "ping_unavailable",
 	DropUnsolicited: "unsolicited", DropHostSend: "host_send", DropDeviceFull: "device_full",
-	DropDeviceGone: "device_gone", DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
+	DropDeviceGone: "device_gone", DropDeviceDown: "device_down", DropDeviceFrame: "device_frame",
+	DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
 }
 
 // maxDropReasons bounds the counters of a link: the switch's own reasons and
@@ -111,6 +114,19 @@ func dropForFault(f packet.Fault) DropReason {
 		return DropFragment
 	default:
 		return DropTruncated
+	}
+}
+
+func dropForDevice(err error) DropReason {
+	switch {
+	case errors.Is(err, tunnel.ErrFull):
+		return DropDeviceFull
+	case errors.Is(err, tunnel.ErrDown):
+		return DropDeviceDown
+	case errors.Is(err, tunnel.ErrFrame):
+		return DropDeviceFrame
+	default:
+		return DropDeviceGone
 	}
 }
 

@@ -2,7 +2,6 @@ package netstack
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -175,11 +174,7 @@ func (l *Link) send(bufs [][]byte) {
 		n += len(b)
 	}
 	if err := l.dev.WriteFrame(bufs); err != nil {
-		if errors.Is(err, tunnel.ErrFull) {
-			l.drop(DropDeviceFull)
-		} else {
-			l.drop(DropDeviceGone)
-		}
+		l.drop(dropForDevice(err))
 		return
 	}
 	l.counters.packets[toContainer].Add(1)

@@ -1,0 +1,95 @@
+package netstack
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/usernet/usernet/internal/packet"
+	"github.com/usernet/usernet/tunnel"
+)
+
+// sink is a device that swallows what is written to it and has nothing to
+// read: what is measured with it is the switch alone.
+type sink struct{ closed chan struct{} }
+
+func newSink() *sink { return &sink{closed: make(chan struct{})} }
+
+func (s *sink) ReadFrame([][]byte) (int, error) { <-s.closed; return 0, os.ErrClosed }
+func (s *sink) WriteFrame([][]byte) error       { return nil }
+func (s *sink) MTU() int                        { return DefaultMTU }
+func (s *sink) Close() error                    { close(s.closed); return nil }
+
+// forwarder is a switch with two links on sinks, and a frame from one to the
+// other, as its reader would hold it.
+func forwarder(tb testing.TB, payload int) (*Switch, *Link, *frame, int) {
+	s, err := New(Config{
+		Gateways: []netip.Prefix{netip.MustParsePrefix("10.88.0.1/24")},
+		DNS:      DNSConfig{ResolvConf: os.DevNull},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { s.Close() })
+	addrs := []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.3")}
+	var links []*Link
+	for i, a := range addrs {
+		l, err := s.Attach(newSink(), LinkConfig{Name: string('a' + rune(i)), Addrs: []netip.Addr{a}})
+		if err != nil {
+			tb.Fatal(err)
+		}
+		links = append(links, l)
+	}
+	hdr, pkt := tcpSuperframe(ap(addrs[0], 1), ap(addrs[1], 2), make([]byte, payload), 1400)
+	if payload <= 1400 {
+		hdr.GSOType, hdr.GSOSize = tunnel.GSONone, 0
+	}
+	f := new(frame)
+	raw := make([]byte, tunnel.HeaderLen, tunnel.HeaderLen+len(pkt))
+	hdr.Encode(raw)
+	raw = append(raw, pkt...)
+	rest := raw
+	for _, b := range f.prepare() {
+		rest = rest[copy(b, rest):]
+	}
+	return s, links[0], f, len(raw)
+}
+
+// forwardOnce does what the reader does with a frame, the read aside.
+func forwardOnce(tb testing.TB, s *Switch, l *Link, f *frame, n int) {
+	f.prepare()
+	if reason := f.decode(n); reason != dropNone {
+		tb.Fatal(reason)
+	}
+	f.bufs[0][8] = 64 // the hop limit, as a new frame has it
+	f.bufs[0][10], f.bufs[0][11] = 0, 0
+	sum := ^packet.Checksum(f.bufs[0][:20], 0)
+	f.bufs[0][10], f.bufs[0][11] = byte(sum>>8), byte(sum)
+	s.fromContainer(l, f)
+}
+
+func TestForwardingDoesNotAllocate(t *testing.T) {
+	for _, payload := range []int{1, 60000} {
+		s, l, f, n := forwarder(t, payload)
+		forwardOnce(t, s, l, f, n) // opens the flow
+		if allocs := testing.AllocsPerRun(1000, func() { forwardOnce(t, s, l, f, n) }); allocs != 0 {
+			t.Errorf("%v allocations per frame of %d bytes", allocs, n)
+		}
+		if d := l.Stats().Drops; len(d) != 0 {
+			t.Errorf("drops %v", d)
+		}
+	}
+}
+
+func BenchmarkForward(b *testing.B) {
+	for name, payload := range map[string]int{"small": 1, "superframe": 60000} {
+		b.Run(name, func(b *testing.B) {
+			s, l, f, n := forwarder(b, payload)
+			b.SetBytes(int64(n - tunnel.HeaderLen))
+			b.ReportAllocs()
+			for b.Loop() {
+				forwardOnce(b, s, l, f, n)
+			}
+		})
+	}
+}
