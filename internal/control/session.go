@@ -121,11 +121,11 @@ func (c *sendConn) Write(b []byte) (int, error) {
 		if len(c.files) > len(batch) {
 			end = sent + 1
 		}
-		fds := make([]int, len(batch))
-		for i, f := range batch {
-			fds[i] = int(f.Fd())
-		}
-		n, _, err := c.WriteMsgUnix(b[sent:end], unix.UnixRights(fds...), nil)
+		var n int
+		err := withFDs(batch, nil, func(fds []int) (err error) {
+			n, _, err = c.WriteMsgUnix(b[sent:end], unix.UnixRights(fds...), nil)
+			return err
+		})
 		sent += n
 		if err != nil {
 			return sent, err
@@ -137,4 +137,24 @@ func (c *sendConn) Write(b []byte) (int, error) {
 	}
 	n, err := c.UnixConn.Write(b[sent:])
 	return sent + n, err
+}
+
+// withFDs calls fn with the files' descriptors while none of them can be
+// closed. File.Fd would not do: it makes the open file description blocking,
+// and the daemon shares that.
+func withFDs(files []*os.File, fds []int, fn func([]int) error) error {
+	if len(files) == 0 {
+		return fn(fds)
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return fmt.Errorf("send descriptor %s: %w", files[0].Name(), err)
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) {
+		ferr = withFDs(files[1:], append(fds, int(fd)), fn)
+	}); err != nil {
+		return fmt.Errorf("send descriptor %s: %w", files[0].Name(), err)
+	}
+	return ferr
 }

@@ -171,7 +171,7 @@ type DetachReply struct {
 // HostService opens one service of the host to a network's containers, at the
 // gateway address. It is the only way to the host's loopback.
 type HostService struct {
-	Name   string         `json:"name"`           // DNS name under which the gateway answers; DESIGN: --host-service NAME=HOST:PORT
+	Name   string         `json:"name"`           // DNS name under which the gateway answers
 	Port   uint16         `json:"port,omitempty"` // at the gateway; 0: Target's
 	Target netip.AddrPort `json:"target"`         // dialled on the host, may be loopback
 }
@@ -307,7 +307,7 @@ type StatsReply struct {
 
 // Problem is one thing that keeps the daemon from serving fully.
 type Problem struct {
-	Code    Code   `json:"code"` // CodeExhausted, CodeUnavailable, …
+	Code    Code   `json:"code"` // exhausted, unavailable, …
 	Object  string `json:"object,omitempty"`
 	Message string `json:"message"`
 	Blocks  bool   `json:"blocks,omitempty"` // no attach can succeed (of Object, when that names a network)

@@ -1,0 +1,221 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// MaxBody is the most bytes of JSON that a request may carry.
+const MaxBody = 1 << 20
+
+// drainTime is how long requests under way may go on after Serve's context
+// ends.
+const drainTime = 5 * time.Second
+
+// Handler does what the routes ask for. Its methods are called concurrently;
+// ctx ends when the client goes. An error that holds an [Error] is sent with
+// its code, any other as CodeInternal. Requests come decoded but not validated,
+// except that link keys and network names in URLs are.
+type Handler interface {
+	// Attach makes a link that lives until s ends, or until Detach once
+	// Commit was called. It owns files, the TUN first, in all cases.
+	Attach(ctx context.Context, s *Session, req *AttachRequest, files []*os.File) (*AttachReply, error)
+	Commit(ctx context.Context, key LinkKey) error
+	Links(ctx context.Context, ref string) ([]Link, error)
+	Link(ctx context.Context, key LinkKey) (*Link, error)
+	Detach(ctx context.Context, key LinkKey) (removed bool, err error)
+
+	Networks(ctx context.Context) ([]Network, error)
+	Network(ctx context.Context, name string) (*Network, error)
+	CreateNetwork(ctx context.Context, req *CreateNetworkRequest) (*Network, error)
+	RemoveNetwork(ctx context.Context, name string) error
+	GC(ctx context.Context, network string, req *GCRequest) (*GCReply, error)
+
+	Publications(ctx context.Context) ([]Publication, error)
+	// Publish owns file, which is nil unless req.FD is set.
+	Publish(ctx context.Context, req *PublishRequest, file *os.File) (*Publication, error)
+	Unpublish(ctx context.Context, id string) error
+
+	Flows(ctx context.Context, q FlowQuery) ([]Flow, error)
+	Stats(ctx context.Context, network string) (*StatsReply, error)
+	// Capture writes pcapng to w until ctx ends; each Write reaches the
+	// client at once.
+	Capture(ctx context.Context, q CaptureQuery, w io.Writer) error
+	Status(ctx context.Context, network string) (*StatusReply, error)
+	Version(ctx context.Context) (*VersionReply, error)
+}
+
+// ServerConfig says how to serve.
+type ServerConfig struct {
+	Handler Handler
+	Metrics http.Handler                // GET /metrics; nil: not found
+	Health  func(context.Context) error // GET /healthz; nil: always healthy
+	Log     *slog.Logger                // nil: discarded; requests are logged at debug level
+}
+
+// Serve answers requests on l until ctx ends; then it stops accepting, gives
+// requests under way a few seconds (their contexts end at once) and closes all
+// connections. It returns nil after such an end and owns l in all cases.
+//
+// Only peers with the daemon's own effective uid or uid 0 are served.
+func Serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig) error {
+	return serve(ctx, l, cfg, allowUID(os.Geteuid()))
+}
+
+func serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig, allowed func(uint32) bool) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &api{ServerConfig: cfg}
+	// Requests must not outlive ctx by more than they need to notice it, and
+	// a capture would never end by itself.
+	base, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hs := &http.Server{
+		Handler:           a.mux(),
+		ReadHeaderTimeout: readHeaderTimeout,
+		// No idle timeout: a connection that waits for its commit, or that
+		// carries an ephemeral link, is idle on purpose.
+		MaxHeaderBytes: 64 << 10,
+		BaseContext:    func(net.Listener) context.Context { return base },
+		ConnContext:    withConn,
+		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),
+	}
+	done := make(chan error, 1)
+	go acceptLoop(hs, &recvListener{UnixListener: l, allowed: allowed}, done)
+	select {
+	case err := <-done:
+		hs.Close()
+		return fmt.Errorf("serve control socket: %w", err)
+	case <-ctx.Done():
+	}
+	drain, stop := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer stop()
+	if err := hs.Shutdown(drain); err != nil {
+		hs.Close()
+	}
+	<-done
+	return nil
+}
+
+// acceptLoop accepts until the server is shut down or closed; serve waits for
+// it by done.
+func acceptLoop(hs *http.Server, l net.Listener, done chan<- error) { done <- hs.Serve(l) }
+
+type connKey struct{}
+
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+func connOf(r *http.Request) *recvConn {
+	return r.Context().Value(connKey{}).(*recvConn)
+}
+
+// api holds what the handlers of the routes share.
+type api struct {
+	ServerConfig
+}
+
+func (a *api) mux() http.Handler {
+	mux := http.NewServeMux()
+	for _, rt := range routes {
+		mux.Handle(rt.method+" "+rt.pattern, a.wrap(rt))
+	}
+	mux.Handle("/", a.wrap(route{serve: noRoute}))
+	return mux
+}
+
+// wrap does for every request what no route may forget: who asks, in which
+// version, errors as JSON, and no descriptor left behind.
+func (a *api) wrap(rt route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		c := connOf(r)
+		defer c.discard()
+		w.Header().Set(VersionHeader, strconv.Itoa(APIVersion))
+		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		err := a.admit(c, r)
+		if err == nil {
+			err = rt.checkQuery(r)
+		}
+		if err == nil {
+			err = rt.serve(a, w, r)
+		}
+		if err != nil {
+			writeError(w, err)
+		}
+		a.Log.Debug("control request", "method", r.Method, "path", r.URL.Path,
+			"pid", c.session.Peer.PID, "took", time.Since(start), "err", err)
+	})
+}
+
+func (a *api) admit(c *recvConn, r *http.Request) error {
+	if !c.allowed {
+		return Errorf(CodeForbidden, "uid %d may not use this daemon, which serves uid %d and root", c.session.Peer.UID, os.Geteuid())
+	}
+	if v := r.Header.Get(VersionHeader); v != "" && v != strconv.Itoa(APIVersion) {
+		return Errorf(CodeVersion, "the client speaks API version %s, this daemon %d; install the same release of both", v, APIVersion)
+	}
+	return nil
+}
+
+func noRoute(_ *api, _ http.ResponseWriter, r *http.Request) error {
+	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	if n, err := strconv.Atoi(strings.TrimPrefix(first, "v")); err == nil && strings.HasPrefix(first, "v") && n != APIVersion {
+		return Errorf(CodeVersion, "no API version %d here, this daemon speaks version %d", n, APIVersion)
+	}
+	return Errorf(CodeNotFound, "no route %s %s; GET /v1/openapi.yaml lists them", r.Method, r.URL.Path)
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	if errors.Is(err, errStreamStarted) {
+		// The status is sent; only cutting the connection tells the client.
+		panic(http.ErrAbortHandler)
+	}
+	code := CodeOf(err)
+	status, ok := httpStatus[code]
+	if !ok {
+		status = http.StatusInternalServerError
+	}
+	message := err.Error()
+	if errors.Is(err, context.Canceled) && code == CodeInternal {
+		code, status = CodeUnavailable, http.StatusServiceUnavailable
+		message = "interrupted: " + message
+	}
+	writeJSON(w, status, ErrorReply{Error: Error{Code: code, Message: message}})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		status = http.StatusInternalServerError
+		b = []byte(`{"error":{"code":"internal","message":"reply could not be encoded"}}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n')) // a client that left does not want it
+}
+
+// decode reads the body into v.
+func decode(r *http.Request, v any) error {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return Errorf(CodeTooLarge, "the body is over %d bytes", tooLarge.Limit)
+		}
+		return fmt.Errorf("read request body: %w", err)
+	}
+	return DecodeStrict(body, v)
+}
