@@ -73,17 +73,37 @@ func (h *Header) SrcAddrPort() netip.AddrPort { return netip.AddrPortFrom(h.Src,
 // DstAddrPort is the destination address and port.
 func (h *Header) DstAddrPort() netip.AddrPort { return netip.AddrPortFrom(h.Dst, h.DstPort) }
 
-// Parse is completed in parse.go.
-func (h *Header) Parse(head []byte, total int) Fault { return FaultTruncated }
-
 // IsEchoRequest says whether the packet is an ICMP or ICMPv6 echo request.
-func (h *Header) IsEchoRequest() bool { return false }
+func (h *Header) IsEchoRequest() bool {
+	return h.hasICMP() && h.ICMPType == echoRequestType(h.Version)
+}
 
 // IsEchoReply says whether the packet is an ICMP or ICMPv6 echo reply.
-func (h *Header) IsEchoReply() bool { return false }
+func (h *Header) IsEchoReply() bool {
+	return h.hasICMP() && h.ICMPType == echoReplyType(h.Version)
+}
 
-// IsICMPError says whether the packet is an ICMP or ICMPv6 error message.
-func (h *Header) IsICMPError() bool { return false }
+// IsICMPError says whether the packet is an ICMP or ICMPv6 error message. For
+// IPv4 these are the types that RFC 1122 §3.2.2 lists, redirect among them.
+func (h *Header) IsICMPError() bool {
+	if !h.hasICMP() {
+		return false
+	}
+	if h.Version == 6 {
+		return h.ICMPType < 128 // RFC 4443 §2.1
+	}
+	switch h.ICMPType {
+	case icmp4Unreachable, icmp4SourceQuench, icmp4Redirect, icmp4TimeExceeded, icmp4ParameterProblem:
+		return true
+	}
+	return false
+}
 
-// DecrementHopLimit is completed in hoplimit.go.
-func DecrementHopLimit(pkt []byte) {}
+// hasICMP says whether ICMPType and ICMPCode were read from the packet: the
+// ICMP of the packet's own family, and not a later fragment of it.
+func (h *Header) hasICMP() bool {
+	if h.FragOffset > 0 {
+		return false
+	}
+	return h.Version == 4 && h.Proto == ProtoICMP || h.Version == 6 && h.Proto == ProtoICMPv6
+}
