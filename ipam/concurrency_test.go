@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 )
 
 // TestParallelAcquires is the promise that matters most: no address twice.
@@ -120,51 +121,56 @@ func (g *gateStore) Commit(ctx context.Context, c Change) error {
 	return g.Store.Commit(ctx, c)
 }
 
-// TestOperationsOnOneOwnerWait holds a commit open and tries the owner's other
+// TestOperationsOnOneOwnerWait holds commits open and tries the owner's other
 // operations meanwhile.
 func TestOperationsOnOneOwnerWait(t *testing.T) {
-	g := &gateStore{NewMemStore(), make(chan struct{}), make(chan struct{})}
-	p := open(t, Config{Sets: sets([]Range{subnet("10.0.0.0/24")})}, g)
-	acquired := make(chan error)
-	go func() {
-		_, err := p.Acquire(t.Context(), "a")
-		acquired <- err
-	}()
-	<-g.begun
+	synctest.Test(t, func(t *testing.T) {
+		g := &gateStore{NewMemStore(), make(chan struct{}), make(chan struct{})}
+		p := open(t, Config{Sets: sets([]Range{subnet("10.0.0.0/24")})}, g)
+		first := start(func() error { _, err := p.Acquire(t.Context(), "a"); return err })
+		<-g.begun
 
-	// What is not durable yet is neither shown nor given to another.
-	if _, ok := p.Lookup("a"); ok {
-		t.Error("a lease is shown before it is durable")
-	}
-	if _, err := p.Acquire(t.Context(), "b", addrs("10.0.0.2")...); !errors.Is(err, ErrInUse) {
-		t.Errorf("the address being acquired: %v", err)
-	}
-	// Waiting ends with the context.
-	ctx, cancel := context.WithCancel(t.Context())
-	waited := make(chan error)
-	go func() { waited <- p.Release(ctx, "a") }()
-	cancel()
-	if err := <-waited; !errors.Is(err, context.Canceled) {
-		t.Errorf("release while the owner is busy: %v", err)
-	}
-	// Garbage collection does not wait, and leaves the owner alone.
-	if freed, err := p.Retain(t.Context(), func(Owner) bool { return false }); err != nil || freed != nil {
-		t.Errorf("retain: %v, %v", freed, err)
-	}
-	// A second acquire waits and gets the same lease, without a commit.
-	again := make(chan Lease)
-	go func() {
-		l, err := p.Acquire(t.Context(), "a")
-		if err != nil {
+		// What is not durable yet is neither shown nor given to another.
+		if _, ok := p.Lookup("a"); ok {
+			t.Error("a lease is shown before it is durable")
+		}
+		if _, err := p.Acquire(t.Context(), "b", addrs("10.0.0.2")...); !errors.Is(err, ErrInUse) {
+			t.Errorf("the address being acquired: %v", err)
+		}
+		// Waiting ends with the context, and the operation is not begun.
+		ctx, cancel := context.WithCancel(t.Context())
+		waiter := start(func() error { return p.Release(ctx, "a") })
+		synctest.Wait()
+		cancel()
+		if err := <-waiter; !errors.Is(err, context.Canceled) {
+			t.Errorf("release while the owner is busy: %v", err)
+		}
+		// A second acquire waits and gets the same lease without a commit.
+		var second Lease
+		again := start(func() (err error) { second, err = p.Acquire(t.Context(), "a"); return err })
+		synctest.Wait()
+		g.goOn <- struct{}{}
+		if err := errors.Join(<-first, <-again); err != nil || !second.Holds(netip.MustParseAddr("10.0.0.2")) {
+			t.Errorf("two acquires at once: %+v, %v", second, err)
+		}
+
+		// Garbage collection leaves alone what is being released, and waits
+		// for nothing.
+		gone := start(func() error { return p.Release(t.Context(), "a") })
+		<-g.begun
+		if freed, err := p.Retain(t.Context(), func(Owner) bool { return false }); err != nil || freed != nil {
+			t.Errorf("retain: %v, %v", freed, err)
+		}
+		g.goOn <- struct{}{}
+		if err := <-gone; err != nil {
 			t.Error(err)
 		}
-		again <- l
-	}()
-	g.goOn <- struct{}{}
-	if err := <-acquired; err != nil {
-		t.Fatal(err)
-	}
-	if l := <-again; len(l.Addrs) != 1 || l.Addrs[0].String() != "10.0.0.2/24" {
-		t.Errorf("second acquire: %+v", l)
-	}
+	})
+}
+
+// start runs f in a goroutine and gives its result.
+func start(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return done
 }

@@ -67,21 +67,24 @@ func TestRestEnds(t *testing.T) {
 func TestWantedAddressSkipsItsRest(t *testing.T) {
 	c := newClock()
 	p := open(t, small(c), NewMemStore())
+	acquire(t, p, "other")
 	acquire(t, p, "a")
+	release(t, p, "other")
 	release(t, p, "a")
-	if d := cmp.Diff([]string{"10.0.0.2/24"}, acquire(t, p, "b", "10.0.0.2")); d != "" {
+	if d := cmp.Diff([]string{"10.0.0.3/24"}, acquire(t, p, "b", "10.0.0.3")); d != "" {
 		t.Error(d)
 	}
 	// Freed anew, it rests from now on and not from the first time.
 	c.add(59 * time.Second)
 	release(t, p, "b")
-	c.add(2 * time.Second)
-	if u := p.Usage()[0]; u.Rest != 1 || u.Used != 0 {
-		t.Errorf("usage %+v, want one address resting", u)
-	}
-	c.add(58 * time.Second)
-	if u := p.Usage()[0]; u.Rest != 0 {
-		t.Errorf("usage %+v, want no address resting", u)
+	for _, step := range []struct {
+		wait time.Duration
+		rest uint64
+	}{{0, 2}, {time.Second, 1}, {58 * time.Second, 1}, {time.Second, 0}} {
+		c.add(step.wait)
+		if u := p.Usage()[0]; u.Rest != step.rest || u.Used != 0 {
+			t.Errorf("%s later: usage %+v, want %d resting", step.wait, u, step.rest)
+		}
 	}
 }
 
