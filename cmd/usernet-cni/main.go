@@ -1,0 +1,43 @@
+// Command usernet-cni is the CNI plugin of usernet: runtimes execute it as the
+// type "usernet" of a network configuration. All of it is in package plugin.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/usernet/usernet/plugin"
+)
+
+// version is set by the linker for releases (-X main.version=v1.2.3); a build
+// from a module says its own.
+var version string
+
+func main() {
+	// A runtime that gives up sends SIGTERM; an ADD then takes back what it did.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	status := plugin.Run(ctx, plugin.Process{
+		Env:     os.Environ(),
+		Stdin:   os.Stdin,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+		Runtime: plugin.ParentName(),
+		Release: release(),
+	})
+	stop()
+	os.Exit(status)
+}
+
+// release returns the version that this executable was built as.
+func release() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "v0.0.0-dev"
+}

@@ -1,0 +1,395 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/tunnel"
+)
+
+// undoPatience bounds each step back, which runs on after the request for the
+// step forth was cancelled.
+const undoPatience = 10 * time.Second
+
+// adding is an ADD on its way; each step fills in what the next ones need.
+type adding struct {
+	*invocation
+	undo undoList
+
+	mac    string
+	prev   *types100.Result
+	own    *netns.Handle // the plugin's own namespace
+	target *netns.Handle // the container's
+
+	leased  *types100.Result // the IPAM plugin's result; nil: the daemon leases
+	request control.AttachRequest
+	tun     *os.File
+	device  string     // temporary name in the own namespace
+	sockets []*os.File // of request.Publications, in order
+	link    *control.Attachment
+	iface   netns.Interface
+	made    outcome
+}
+
+// add carries out ADD; see the package comment for the order and the reasons.
+func (i *invocation) add(ctx context.Context) error {
+	a := &adding{invocation: i}
+	defer a.close()
+	defer a.undo.run() // nothing after keep
+	steps := []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"judge", a.judge},
+		{"namespace", a.openNamespace},
+		{"ipam", a.runIPAM},
+		{"device", a.createDevice},
+		{"listen", a.openPorts},
+		{"attach", a.attach},
+		{"move", a.moveIn},
+		{"verify", a.verify},
+		{"commit", a.commit},
+		{"print", a.print},
+	}
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			return fail(types.ErrTryAgainLater, "ADD was interrupted before the step %q; everything was taken back", step.name)
+		}
+		if err := step.run(ctx); err != nil {
+			return err
+		}
+		if i.afterStep != nil {
+			if err := i.afterStep(step.name); err != nil {
+				return err
+			}
+		}
+	}
+	a.undo.keep()
+	return nil
+}
+
+// close lets go of the invocation's own descriptors; what was handed over
+// lives on at the daemon.
+func (a *adding) close() {
+	if a.link != nil {
+		a.link.Close()
+	}
+	closeAll(a.sockets)
+	if a.tun != nil {
+		a.tun.Close()
+	}
+	for _, h := range []*netns.Handle{a.target, a.own} {
+		if h != nil {
+			h.Close()
+		}
+	}
+}
+
+// judge turns the configuration into a request, without touching anything.
+func (a *adding) judge(context.Context) error {
+	args, err := parseArgs(a.params.Args)
+	if err != nil {
+		return err
+	}
+	if a.mac, err = a.conf.wantedMAC(args); err != nil {
+		return err
+	}
+	if a.mac == "" {
+		a.mac = randomMAC()
+	}
+	wanted, err := a.conf.wantedIPs(args)
+	if err != nil {
+		return err
+	}
+	if args.Gateway != "" && !a.conf.IPAM.delegated() {
+		return unsupported("CNI_ARGS GATEWAY", args.Gateway, `the gateway comes from "ipam": set it there as "gateway" of a range`)
+	}
+	if a.prev, err = parseResult(a.conf.PrevResult, a.version); err != nil {
+		return err
+	}
+	a.request = control.AttachRequest{
+		Network: a.conf.Name, Container: a.params.ContainerID, IfName: a.params.IfName,
+		Owner: a.Runtime, Internal: a.conf.Internal, MTU: a.conf.MTU,
+		Hostname: args.Hostname, Aliases: a.conf.Runtime.Aliases,
+		DNS: dnsRequest(a.conf.dns()), BootID: bootID(),
+	}
+	if !a.conf.IPAM.delegated() {
+		a.request.Sets, a.request.IPs = a.conf.sets(), wanted
+	}
+	return nil
+}
+
+// bootID tells this boot from others; "" where it cannot be known.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// openNamespace opens the container's namespace, once: CNI_NETNS may be a path
+// by way of a process that is another one a moment later.
+func (a *adding) openNamespace(context.Context) error {
+	var err error
+	if a.own, err = netns.Current(); err != nil {
+		return fmt.Errorf("open the plugin's own network namespace: %w", err)
+	}
+	if a.target, err = openNetns(a.params.Netns); err != nil {
+		return err
+	}
+	if a.target.Equal(a.own) && !a.params.NetnsOverride {
+		return fail(types.ErrInvalidNetNS,
+			"CNI_NETNS=%q is the namespace that the plugin itself runs in; give the container one of its own, or set CNI_NETNS_OVERRIDE=1",
+			a.params.Netns)
+	}
+	a.request.Netns = a.target.Inode()
+	return a.target.Do(func() error {
+		_, err := netlink.LinkByName(a.params.IfName)
+		var none netlink.LinkNotFoundError
+		switch {
+		case errors.As(err, &none):
+			return nil
+		case err != nil:
+			return fmt.Errorf("look for interface %s in %s: %w", a.params.IfName, a.params.Netns, err)
+		}
+		return fail(types.ErrInvalidEnvironmentVariables,
+			"CNI_IFNAME=%q: CNI_NETNS=%q has an interface of this name already; DEL it first or choose another name",
+			a.params.IfName, a.params.Netns)
+	})
+}
+
+// openNetns opens CNI_NETNS and says what is wrong with it.
+func openNetns(path string) (*netns.Handle, error) {
+	h, err := netns.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fail(types.ErrInvalidNetNS, "CNI_NETNS=%q: no such file; is the container still there?", path)
+	case errors.Is(err, netns.ErrNotNetns):
+		return nil, fail(types.ErrInvalidNetNS,
+			"CNI_NETNS=%q is not a network namespace; want a path like /run/netns/NAME or /proc/PID/ns/net", path)
+	case err != nil:
+		return nil, fail(types.ErrInvalidNetNS, "CNI_NETNS=%q: %v", path, err)
+	}
+	return h, nil
+}
+
+// runIPAM has an IPAM plugin allocate, when the configuration names one.
+func (a *adding) runIPAM(ctx context.Context) error {
+	d, err := a.ipam()
+	if d == nil || err != nil {
+		return err
+	}
+	// On failure too: SPEC.md section 4 has the plugin's DEL clean up after it.
+	a.undo.add(func() {
+		ctx, cancel := undoContext(ctx)
+		defer cancel()
+		if err := d.run(ctx, cmdDel); err != nil {
+			fmt.Fprintf(a.Stderr, "usernet-cni: undo: %v\n", err)
+		}
+	})
+	if a.leased, err = d.add(ctx); err != nil {
+		return err
+	}
+	if len(a.leased.IPs) == 0 {
+		return fail(types.ErrInvalidNetworkConfig,
+			"ADD of the IPAM plugin %s returned no address; a TUN carries IP and cannot do without", d.path)
+	}
+	for _, ip := range a.leased.IPs {
+		addr, err := prefix(ip.Address)
+		if err != nil {
+			return fail(types.ErrDecodingFailure, "ADD of the IPAM plugin %s: address: %v", d.path, err)
+		}
+		gw, _ := netip.AddrFromSlice(ip.Gateway) // invalid when there is none
+		a.request.Addrs = append(a.request.Addrs, addr)
+		if gw = gw.Unmap(); gw.IsValid() {
+			a.request.Gateways = append(a.request.Gateways, gw)
+		}
+	}
+	if a.request.DNS == nil {
+		if err := checkNameservers("dns.nameservers", a.leased.DNS.Nameservers); err != nil {
+			return fmt.Errorf("ADD of the IPAM plugin %s: %w", d.path, err)
+		}
+		a.request.DNS = dnsRequest(a.leased.DNS)
+	}
+	return nil
+}
+
+// undoContext outlives the request, for a while.
+func undoContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+}
+
+// createDevice makes the TUN in the plugin's own namespace and marks it with
+// whose it is.
+func (a *adding) createDevice(context.Context) error {
+	var err error
+	if a.tun, err = tunnel.Create(tunnel.Options{MTU: a.conf.MTU}); err != nil {
+		return fail(ErrDevice, "%v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN", err)
+	}
+	a.undo.add(a.deleteDevice)
+	if a.device, err = tunnel.Name(a.tun); err != nil {
+		return fail(ErrDevice, "name of the new TUN: %v", err)
+	}
+	link, err := netlink.LinkByName(a.device)
+	if err != nil {
+		return fail(ErrDevice, "look up the new TUN %s: %v", a.device, err)
+	}
+	if err := netlink.LinkSetAlias(link, linkAlias(a.key())); err != nil {
+		return fail(ErrDevice, "set the alias of the new TUN %s: %v", a.device, err)
+	}
+	return nil
+}
+
+// deleteDevice takes createDevice back. It asks the descriptor for namespace
+// and name: once the device has moved on, its temporary name may be that of
+// another plugin's.
+func (a *adding) deleteDevice() {
+	inode, err := tunnel.NetnsInode(a.tun)
+	if err != nil || inode != a.own.Inode() {
+		return
+	}
+	name, err := tunnel.Name(a.tun)
+	if err == nil {
+		err = netns.DeleteLink(name)
+	}
+	if err != nil {
+		fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete the TUN %s: %v\n", a.device, err)
+	}
+}
+
+// openPorts opens the host side of the port mappings. Closing it again is
+// close's, which runs in any case.
+func (a *adding) openPorts(ctx context.Context) error {
+	if len(a.conf.Runtime.PortMappings) == 0 {
+		return nil
+	}
+	have, err := a.families(ctx)
+	if err != nil {
+		return err
+	}
+	for n := range a.conf.Runtime.PortMappings {
+		specs, files, err := a.conf.Runtime.PortMappings[n].listen(ctx, have)
+		if err != nil {
+			return err
+		}
+		a.request.Publications = append(a.request.Publications, specs...)
+		a.sockets = append(a.sockets, files...)
+	}
+	return nil
+}
+
+// families returns the address families that the container is going to have.
+func (a *adding) families(ctx context.Context) (families, error) {
+	var have families
+	for _, p := range a.request.Addrs {
+		have.add(p.Addr())
+	}
+	for _, set := range a.request.Sets {
+		have.add(set[0].Subnet.Addr())
+	}
+	if have != (families{}) {
+		return have, nil
+	}
+	// No range is configured: the network is the daemon's.
+	err := a.withDaemon(ctx, func(ctx context.Context) error {
+		n, err := a.client.Network(ctx, a.conf.Name)
+		if control.CodeOf(err) == control.CodeNotFound {
+			have = families{v4: true, v6: true} // what the daemon makes
+			return nil
+		}
+		for _, gw := range n.Gateways {
+			have.add(gw.Addr())
+		}
+		return err
+	})
+	return have, err
+}
+
+// attach hands the descriptors over and gets the addresses.
+func (a *adding) attach(ctx context.Context) error {
+	err := a.withDaemon(ctx, func(ctx context.Context) error {
+		var err error
+		a.link, err = a.client.Attach(ctx, a.request, append([]*os.File{a.tun}, a.sockets...)...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", a.key(), err)
+	}
+	a.undo.add(func() {
+		// Closing the connection would do it too, a moment later: too late for a
+		// runtime that tries again at once.
+		ctx, cancel := undoContext(ctx)
+		defer cancel()
+		if _, err := a.client.Detach(ctx, a.key()); err != nil {
+			fmt.Fprintf(a.Stderr, "usernet-cni: undo: detach %s: %v\n", a.key(), err)
+		}
+	})
+	return nil
+}
+
+// moveIn puts the device into the container and configures it.
+func (a *adding) moveIn(context.Context) error {
+	reply := &a.link.Reply
+	if len(reply.Addrs) == 0 || len(reply.Gateways) != len(reply.Addrs) {
+		return fail(ErrDaemonProtocol, "attach %s: the daemon answered %d addresses and %d gateways",
+			a.key(), len(reply.Addrs), len(reply.Gateways))
+	}
+	a.made = outcome{
+		ifName: a.params.IfName, sandbox: a.params.Netns, mac: a.mac, mtu: reply.MTU,
+		addrs: reply.Addrs, gateways: reply.Gateways, dns: dnsResult(reply.DNS),
+	}
+	configured := a.conf.IPAM.Routes
+	if a.leased != nil {
+		configured = a.leased.Routes
+	}
+	a.made.routes = routes(configured, reply.Addrs, reply.Gateways, a.conf.Internal)
+	var err error
+	if a.iface, err = kernelInterface(a.params.IfName, reply.MTU, reply.Addrs, a.made.routes); err != nil {
+		return err
+	}
+	if err := netns.MoveIn(a.target, a.device, a.iface); err != nil {
+		return fmt.Errorf("move the TUN into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
+	}
+	a.undo.add(func() {
+		if err := a.target.Do(func() error { return netns.DeleteLink(a.params.IfName) }); err != nil {
+			fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete %s: %v\n", a.params.IfName, err)
+		}
+	})
+	return nil
+}
+
+// verify looks at the container from inside: a result must not promise what is
+// not there.
+func (a *adding) verify(context.Context) error {
+	if err := a.target.Do(func() error { return netns.Verify(a.iface) }); err != nil {
+		return fmt.Errorf("verify %s in CNI_NETNS=%q: %w", a.params.IfName, a.params.Netns, err)
+	}
+	return nil
+}
+
+// commit lets the link outlive this process.
+func (a *adding) commit(ctx context.Context) error {
+	if err := a.link.Commit(ctx); err != nil {
+		return fmt.Errorf("commit %s: %w", a.key(), err)
+	}
+	return nil
+}
+
+// print writes the result. A runtime that cannot read it will not have the
+// container, so that even this can fail and be taken back.
+func (a *adding) print(context.Context) error {
+	return printResult(a.Stdout, a.made.result(a.prev), a.version)
+}

@@ -1,0 +1,287 @@
+package plugin
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// Config is a network configuration of type "usernet" as the plugin gets it on
+// its standard input (SPEC.md "Execution request"). Keys that it does not know
+// are errors, except those that the specification reserves.
+type Config struct {
+	// CNIVersion is the version that the result is printed in. Empty: 0.1.0.
+	CNIVersion string
+	// Name of the network; two configurations of one name share a switch.
+	Name string
+	// Socket is the daemon's control socket, an absolute path. Empty:
+	// control.DefaultSocket.
+	Socket string
+	// MTU of the device in bytes. 0: the network's.
+	MTU int
+	// Internal networks have no way out: no egress, no default route.
+	Internal bool
+	// Autostart lets ADD, GC and STATUS start the daemon when nothing serves
+	// the socket. The key "autostart", default true.
+	Autostart bool
+	// IPAM says where addresses come from.
+	IPAM IPAMConfig
+	// DNS is what the result tells the runtime; what is empty the daemon fills
+	// (the gateway answers as name server).
+	DNS types.DNS
+	// Runtime holds the capability arguments (runtimeConfig).
+	Runtime RuntimeConfig
+	// ArgsCNI holds args.cni (CONVENTIONS.md).
+	ArgsCNI ArgsCNI
+	// PrevResult is the result of the plugin before this one, or, for CHECK and
+	// DEL, of the ADD. nil: none.
+	PrevResult json.RawMessage
+	// Valid are GC's attachments that are still there.
+	Valid []types.GCAttachment
+}
+
+// ArgsCNI is the part of "args" that CONVENTIONS.md gives a meaning and that
+// usernet acts on.
+type ArgsCNI struct {
+	IPs []string `json:"ips"`
+	MAC string   `json:"mac"`
+}
+
+// field decodes the value of one key into a Config.
+type field func(c *Config, raw json.RawMessage) error
+
+// fields is the whole schema of type "usernet". A nil entry is a key that is
+// known and means nothing to the plugin: type chose it, capabilities are the
+// runtime's, and the rest are keys of the list around it that some runtimes
+// leave in.
+var fields = map[string]field{
+	"cniVersion":                func(c *Config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.CNIVersion) },
+	"name":                      decodeName,
+	"socket":                    decodeSocket,
+	"device":                    decodeDevice,
+	"mtu":                       decodeMTU,
+	"internal":                  func(c *Config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Internal) },
+	"autostart":                 func(c *Config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Autostart) },
+	"ipam":                      decodeIPAM,
+	"dns":                       decodeDNS,
+	"runtimeConfig":             decodeRuntime,
+	"args":                      decodeArgs,
+	"prevResult":                decodePrevResult,
+	"cni.dev/valid-attachments": decodeValid,
+	"cni.dev/attachments":       decodeValid, // what libcni 1.1 to 1.3 sends as well
+	"type":                      nil,
+	"capabilities":              nil,
+	"cniVersions":               nil,
+	"disableCheck":              nil,
+	"disableGC":                 nil,
+	"loadOnlyInlinedPlugins":    nil,
+}
+
+// strictness says what to do with a configuration that is not quite right.
+type strictness int
+
+const (
+	// strict reports every fault.
+	strict strictness = iota
+	// lenient takes what can be understood. For DEL, which must succeed on a
+	// configuration that was edited since the ADD.
+	lenient
+)
+
+// parseConfig decodes and judges a configuration. Faults are reported all at
+// once, under the code of the first; text that is no JSON object is code 6.
+func parseConfig(data []byte, how strictness) (*Config, error) {
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(data, &keys); err != nil {
+		return nil, fail(types.ErrDecodingFailure, "decode the network configuration on standard input: %v", err)
+	}
+	c := &Config{Autostart: true, IPAM: IPAMConfig{Type: nativeIPAM}}
+	var faults []*types.Error
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		decode, known := fields[key]
+		switch {
+		case !known && strings.HasPrefix(key, "cni.dev/"): // reserved for the runtime
+		case !known:
+			faults = append(faults, unsupported(key, keys[key], unknownKey(key, fields)))
+		case decode != nil && string(keys[key]) != "null":
+			if err := decode(c, keys[key]); err != nil {
+				faults = append(faults, fieldError(key, keys[key], err))
+			}
+		}
+	}
+	if how == lenient {
+		faults = slices.DeleteFunc(faults, func(e *types.Error) bool { return e.Code != types.ErrDecodingFailure })
+	} else if c.MTU != 0 && c.MTU < minMTU(c) {
+		faults = append(faults, badValue("mtu", c.MTU, "IPv6 needs at least 1280 (RFC 8200 section 5)"))
+	}
+	if c.Name == "" && len(faults) == 0 {
+		faults = append(faults, fail(types.ErrInvalidNetworkConfig, `missing key "name": the network's name`))
+	}
+	return c, joinFaults(faults)
+}
+
+// joinFaults makes one CNI error of several.
+func joinFaults(faults []*types.Error) error {
+	if len(faults) == 0 {
+		return nil
+	}
+	texts := make([]string, len(faults))
+	for i, f := range faults {
+		texts[i] = f.Error()
+	}
+	return types.NewError(faults[0].Code, strings.Join(texts, "; "), "")
+}
+
+// fieldError gives what a decoder returned the key and the value it is about.
+func fieldError(key string, raw json.RawMessage, err error) *types.Error {
+	if cni, ok := err.(*types.Error); ok { // decoders return it bare
+		return cni
+	}
+	return badValue(key, raw, err.Error())
+}
+
+// unknownKey is the remedy for a key that the schema does not have.
+func unknownKey[T any](key string, schema map[string]T) string {
+	for _, k := range slices.Sorted(maps.Keys(schema)) {
+		if strings.EqualFold(k, key) {
+			return fmt.Sprintf("keys are case-sensitive; did you mean %q?", k)
+		}
+	}
+	return fmt.Sprintf("unknown key; known are %s", strings.Join(slices.Sorted(maps.Keys(schema)), ", "))
+}
+
+// decodeStrict decodes an object whose keys must all be known to v.
+func decodeStrict(raw json.RawMessage, v any) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	return d.Decode(v)
+}
+
+func decodeName(c *Config, raw json.RawMessage) error {
+	var name string
+	if err := json.Unmarshal(raw, &name); err != nil {
+		return err
+	}
+	if !nameChars.MatchString(name) {
+		return fmt.Errorf("want letters, digits, '_', '.' and '-', starting with a letter or digit")
+	}
+	c.Name = name
+	return nil
+}
+
+func decodeSocket(c *Config, raw json.RawMessage) error {
+	var path string
+	if err := json.Unmarshal(raw, &path); err != nil {
+		return err
+	}
+	const most = 107 // sun_path of unix(7) less its terminating zero
+	switch {
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("want an absolute path")
+	case len(path) > most:
+		return fmt.Errorf("%d bytes long, the kernel allows %d for a socket", len(path), most)
+	}
+	c.Socket = path
+	return nil
+}
+
+func decodeDevice(_ *Config, raw json.RawMessage) error {
+	var device string
+	if err := json.Unmarshal(raw, &device); err != nil {
+		return err
+	}
+	if device != "tun" {
+		return unsupported("device", raw, `only "tun" is supported; remove the key or say "tun"`)
+	}
+	return nil
+}
+
+// The limits of an MTU: RFC 791's smallest, and the largest of an IP packet.
+const (
+	minMTUv4 = 68
+	minMTUv6 = 1280
+	maxMTU   = 65535
+)
+
+func decodeMTU(c *Config, raw json.RawMessage) error {
+	if err := json.Unmarshal(raw, &c.MTU); err != nil {
+		return err
+	}
+	if c.MTU != 0 && (c.MTU < minMTUv4 || c.MTU > maxMTU) {
+		return fmt.Errorf("want 0 (the network's) or %d to %d bytes", minMTUv4, maxMTU)
+	}
+	return nil
+}
+
+// minMTU returns the smallest MTU that the configured ranges allow.
+func minMTU(c *Config) int {
+	for _, set := range c.IPAM.Sets {
+		for _, r := range set {
+			if r.Subnet.Addr().Is6() {
+				return minMTUv6
+			}
+		}
+	}
+	return minMTUv4
+}
+
+func decodeDNS(c *Config, raw json.RawMessage) error {
+	var dns types.DNS
+	if err := decodeStrict(raw, &dns); err != nil {
+		return err
+	}
+	if err := checkNameservers("dns.nameservers", dns.Nameservers); err != nil {
+		return err
+	}
+	c.DNS = dns
+	return nil
+}
+
+// checkNameservers refuses what podman and resolv.conf(5) would.
+func checkNameservers(key string, servers []string) error {
+	for _, s := range servers {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return badValue(key, s, "want an IPv4 or IPv6 address")
+		}
+	}
+	return nil
+}
+
+func decodeArgs(c *Config, raw json.RawMessage) error {
+	var args struct {
+		CNI json.RawMessage `json:"cni"`
+	}
+	// What else is in args is metadata for others; even its form is theirs.
+	if err := json.Unmarshal(raw, &args); err != nil || len(args.CNI) == 0 {
+		return err
+	}
+	return json.Unmarshal(args.CNI, &c.ArgsCNI)
+}
+
+func decodePrevResult(c *Config, raw json.RawMessage) error {
+	c.PrevResult = raw
+	return nil
+}
+
+func decodeValid(c *Config, raw json.RawMessage) error {
+	var valid []types.GCAttachment
+	if err := json.Unmarshal(raw, &valid); err != nil {
+		return err
+	}
+	for _, a := range valid {
+		if a.ContainerID == "" || a.IfName == "" {
+			return fmt.Errorf("an attachment needs containerID and ifname")
+		}
+		if !slices.Contains(c.Valid, a) {
+			c.Valid = append(c.Valid, a)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
+)
+
+// detachPatience bounds how long a DEL waits for a daemon that accepts and
+// does not answer, before it leaves a tombstone: runtimes give a DEL a minute
+// or less, and a container that cannot be deleted is worse than a link that
+// goes a little later.
+const detachPatience = 15 * time.Second
+
+// del carries out DEL. It is identified by network, container and interface
+// alone, is done in any order and any number of times, and goes on past what
+// fails; what is missing is done already.
+func (i *invocation) del(ctx context.Context) error {
+	return errors.Join(
+		i.detach(ctx),
+		i.deleteInterface(),
+		i.releaseIPAM(ctx),
+	)
+}
+
+// detach has the daemon forget the link, now or when there is a daemon again.
+func (i *invocation) detach(ctx context.Context) error {
+	if left, err := i.tryDetach(ctx); !left {
+		return err
+	}
+	stone := control.Tombstone{Link: i.key(), Deleted: time.Now()}
+	if err := stone.Write(i.socket()); err != nil {
+		return err
+	}
+	// A daemon that was starting meanwhile may have looked for tombstones just
+	// before this one was written, so that it would find it only at its next
+	// start. If one serves now, it is told after all.
+	if left, err := i.tryDetach(ctx); !left {
+		return errors.Join(err, stone.Remove())
+	}
+	return nil
+}
+
+// tryDetach asks the daemon. left says that there was none to decide it, or
+// that it did not answer in time: the deletion is left to a later one.
+func (i *invocation) tryDetach(ctx context.Context) (left bool, err error) {
+	bounded, cancel := context.WithTimeout(ctx, detachPatience)
+	defer cancel()
+	_, err = i.client.Detach(bounded, i.key())
+	if err == nil {
+		return false, nil
+	}
+	if isUnreachable(err) || ctx.Err() == nil && bounded.Err() != nil {
+		return true, nil
+	}
+	return false, fmt.Errorf("detach %s: %w", i.key(), err)
+}
+
+// deleteInterface removes the device from the container, where its namespace
+// can be reached and the device bears this link's alias. Normally it is gone by
+// then, with the daemon's descriptor.
+func (i *invocation) deleteInterface() error {
+	if i.params.Netns == "" {
+		return nil
+	}
+	h, err := netns.Open(i.params.Netns)
+	if err != nil {
+		return nil // the namespace is gone, and the device with it
+	}
+	defer h.Close()
+	err = h.Do(func() error {
+		link, err := netlink.LinkByName(i.params.IfName)
+		if err != nil || link.Attrs().Alias != linkAlias(i.key()) {
+			return nil
+		}
+		return netns.DeleteLink(i.params.IfName)
+	})
+	if err != nil {
+		return fmt.Errorf("delete %s in CNI_NETNS=%q: %w", i.params.IfName, i.params.Netns, err)
+	}
+	return nil
+}
+
+// releaseIPAM has the IPAM plugin release what it leased.
+func (i *invocation) releaseIPAM(ctx context.Context) error {
+	d, err := i.ipam()
+	if err != nil {
+		return err
+	}
+	return d.run(ctx, cmdDel)
+}

@@ -1,0 +1,56 @@
+// Package plugin is usernet's CNI executable as a library: the six verbs of
+// the CNI specification (0.1.0 to 1.1.0) as a thin client of the daemon. It is
+// the only package that imports the CNI libraries, and it never imports the
+// packet path, so that the executable stays small and starts fast: podman runs
+// VERSION of every plugin of every network on every command.
+//
+// # Theory of operation
+//
+// [Run] is one invocation: a [Process] goes in (environment, standard streams),
+// an exit status comes out. It reads nothing else of the process, so that tests
+// run invocations in-process and several at once.
+//
+// The environment and the configuration are judged completely before anything
+// is touched: an unknown key, a value out of range or a namespace that is no
+// namespace leaves the machine as it was. DEL is the exception: it takes what
+// it can understand (network name, container, interface) and succeeds whatever
+// else is missing.
+//
+// # Life of an ADD
+//
+//  1. Judge: environment, version, configuration, capability arguments, the
+//     namespace (it must be one, and not the plugin's own), the interface name
+//     (it must be free).
+//  2. Addresses: the IPAM plugin that ipam.type names is run, or, for
+//     ipam.type "usernet", the daemon leases them in step 4.
+//  3. In the plugin's own namespace: the TUN under a temporary name, and one
+//     listening socket for each port mapping and address family. Created
+//     outside and moved in, the TUN's death is visible at its descriptor, and
+//     the sockets are where the runtime's users expect them (a rootless
+//     runtime runs plugins in a namespace of its own).
+//  4. The daemon gets the descriptors and answers with the addresses. The link
+//     is uncommitted: it ends with the connection, so a plugin that dies here
+//     leaves nothing.
+//  5. The device is moved into the container, renamed, given addresses and
+//     routes, set up, and compared with what was wanted.
+//  6. Commit, then the result is printed in the configuration's version.
+//
+// Every step puts its inverse on an undo list, which runs in reverse when a
+// later step fails; the last step is the printing, because a runtime that did
+// not get the result does not know what it would have to delete.
+//
+// # What a TUN cannot do
+//
+// A TUN has no Ethernet header and hence no MAC address. Results carry one
+// nevertheless, because podman refuses a result without: random and locally
+// administered, or the one that the runtime asked for (podman network reload
+// asks for the one it was told). It is reported and never on a wire.
+//
+// # The daemon is not there
+//
+// ADD, GC and STATUS start it unless the configuration says "autostart": false
+// (see [Config]). CHECK reports its absence. DEL never starts it: it removes
+// what it can reach, writes a tombstone beside the socket (package control),
+// which the next daemon replays before it serves, and succeeds. VERSION does
+// not look for it.
+package plugin

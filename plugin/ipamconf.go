@@ -1,0 +1,201 @@
+package plugin
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/usernet/usernet/internal/control"
+)
+
+// nativeIPAM is the ipam.type for which the daemon leases addresses itself.
+// Any other type is the name of a CNI IPAM plugin to run.
+const nativeIPAM = "usernet"
+
+// IPAMConfig is the key "ipam". Its schema for type "usernet" is host-local's,
+// so that a configuration moves over by changing the type.
+type IPAMConfig struct {
+	// Type is "usernet" (also when the key ipam is absent) or the file name of
+	// an IPAM plugin in CNI_PATH.
+	Type string
+	// Sets are the ranges; a container gets one address of each set. Only of
+	// type usernet. Empty: the network as the daemon knows it, or subnets that
+	// the daemon chooses.
+	Sets [][]control.Range
+	// Routes of the container, instead of the default routes. Only of type
+	// usernet; an IPAM plugin returns its own.
+	Routes []*types.Route
+}
+
+// delegated reports whether an IPAM plugin is to be run.
+func (c IPAMConfig) delegated() bool { return c.Type != nativeIPAM }
+
+// ipamFields is the schema of "ipam" for type usernet.
+type ipamFields struct {
+	Type   string            `json:"type"`
+	Ranges [][]control.Range `json:"ranges"`
+	Routes []json.RawMessage `json:"routes"`
+	// host-local's older form of one set of one range.
+	control.Range
+	// Keys of host-local that have no meaning here.
+	DataDir    *string `json:"dataDir"`
+	ResolvConf *string `json:"resolvConf"`
+}
+
+func decodeIPAM(c *Config, raw json.RawMessage) error {
+	var head struct {
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return err
+	}
+	if head.Type == "" {
+		head.Type = nativeIPAM
+	}
+	c.IPAM.Type = head.Type
+	if c.IPAM.delegated() {
+		return nil // the rest is that plugin's own
+	}
+	var f ipamFields
+	if err := decodeStrict(raw, &f); err != nil {
+		return err
+	}
+	if f.DataDir != nil {
+		return unsupported("ipam.dataDir", *f.DataDir, "the daemon keeps the leases in its own state directory; remove the key")
+	}
+	if f.ResolvConf != nil {
+		return unsupported("ipam.resolvConf", *f.ResolvConf, "the gateway resolves names as the host does; remove the key, or set dns")
+	}
+	sets := f.Ranges
+	if f.Range != (control.Range{}) {
+		sets = append([][]control.Range{{f.Range}}, sets...)
+	}
+	if err := checkSets("ipam.ranges", sets); err != nil {
+		return err
+	}
+	c.IPAM.Sets = sets
+	for _, r := range f.Routes {
+		route, err := decodeRoute(r)
+		if err != nil {
+			return badValue("ipam.routes", r, err.Error())
+		}
+		c.IPAM.Routes = append(c.IPAM.Routes, route)
+	}
+	return nil
+}
+
+// decodeRoute decodes one route (SPEC.md "routes" of the success result).
+func decodeRoute(raw json.RawMessage) (*types.Route, error) {
+	var r struct {
+		Dst      types.IPNet `json:"dst"`
+		GW       net.IP      `json:"gw"`
+		MTU      int         `json:"mtu"`
+		AdvMSS   int         `json:"advmss"`
+		Priority int         `json:"priority"`
+		Table    *int        `json:"table"`
+		Scope    *int        `json:"scope"`
+	}
+	if err := decodeStrict(raw, &r); err != nil {
+		return nil, err
+	}
+	if r.Dst.IP == nil {
+		return nil, fmt.Errorf(`"dst" is missing`)
+	}
+	if r.GW != nil && (r.GW.To4() == nil) != (r.Dst.IP.To4() == nil) {
+		return nil, fmt.Errorf("dst and gw are of different families")
+	}
+	return &types.Route{
+		Dst: net.IPNet(r.Dst), GW: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS,
+		Priority: r.Priority, Table: r.Table, Scope: r.Scope,
+	}, nil
+}
+
+// checkSets judges ranges by host-local's rules, so that the fault is told
+// with the key it is in; the daemon judges again what it is asked.
+func checkSets(key string, sets [][]control.Range) error {
+	var all []control.Range
+	for _, set := range sets {
+		if len(set) == 0 {
+			return badValue(key, set, "an empty set of ranges")
+		}
+		for _, r := range set {
+			if why := rangeFault(r); why != "" {
+				return badValue(key, r, why)
+			}
+			if r.Subnet.Addr().Is4() != set[0].Subnet.Addr().Is4() {
+				return badValue(key, set, "the ranges of one set must be of one family, since it gives one address; make two sets")
+			}
+			for _, other := range all {
+				if rangesOverlap(r, other) {
+					return badValue(key, r, fmt.Sprintf("overlaps with %s", compact(other)))
+				}
+			}
+			all = append(all, r)
+		}
+	}
+	return nil
+}
+
+// rangeFault says what is wrong with one range, or "".
+func rangeFault(r control.Range) string {
+	subnet := r.Subnet
+	switch {
+	case !subnet.IsValid():
+		return `"subnet" is missing`
+	case subnet.Addr().Is4In6():
+		return "write IPv4 subnets in IPv4 notation"
+	case subnet != subnet.Masked():
+		return fmt.Sprintf("the subnet has host bits set; the network is %s", subnet.Masked())
+	case subnet.Bits() > subnet.Addr().BitLen()-2:
+		return "the subnet is too small: there is no room for a gateway and a container"
+	}
+	for _, a := range []struct {
+		key  string
+		addr netip.Addr
+	}{{"rangeStart", r.RangeStart}, {"rangeEnd", r.RangeEnd}, {"gateway", r.Gateway}} {
+		if a.addr.IsValid() && !subnet.Contains(a.addr) {
+			return fmt.Sprintf("%s %s is not in the subnet", a.key, a.addr)
+		}
+	}
+	if r.RangeStart.IsValid() && r.RangeEnd.IsValid() && r.RangeEnd.Less(r.RangeStart) {
+		return "rangeEnd is before rangeStart"
+	}
+	return ""
+}
+
+// rangesOverlap reports whether two ranges share an address. Ranges of one
+// subnet that do not meet are host-local's way to leave out a part of it.
+func rangesOverlap(a, b control.Range) bool {
+	if !a.Subnet.Overlaps(b.Subnet) {
+		return false
+	}
+	aFirst, aLast := bounds(a)
+	bFirst, bLast := bounds(b)
+	return !aLast.Less(bFirst) && !bLast.Less(aFirst)
+}
+
+// bounds returns the first and last address of a range. For those that are
+// not set the subnet's own are close enough to judge an overlap.
+func bounds(r control.Range) (first, last netip.Addr) {
+	first, last = r.RangeStart, r.RangeEnd
+	if !first.IsValid() {
+		first = r.Subnet.Addr()
+	}
+	if !last.IsValid() {
+		last = lastAddr(r.Subnet)
+	}
+	return first, last
+}
+
+// lastAddr returns the highest address of a prefix.
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(b)*8; bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

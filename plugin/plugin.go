@@ -1,0 +1,163 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/usernet/usernet/internal/control"
+)
+
+// Process is the process that one invocation runs as. Env, Stdin, Stdout and
+// Stderr must be set.
+type Process struct {
+	// Env is the environment, in the form of os.Environ.
+	Env []string
+	// Stdin gives the network configuration. VERSION does not read it.
+	Stdin io.Reader
+	// Stdout takes one JSON document, or nothing.
+	Stdout io.Writer
+	// Stderr takes what is for people; runtimes pass it to their log.
+	Stderr io.Writer
+	// Runtime names the program that runs the plugin; see [ParentName]. A
+	// garbage collection judges only links of the same name, so that two
+	// runtimes can share a network. Empty is a name too.
+	Runtime string
+	// Release is usernet's own version. Empty: "unknown".
+	Release string
+}
+
+// ParentName returns the name of the calling process's parent as the kernel
+// tells it (proc(5) "comm"), or "" when it is gone.
+func ParentName() string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(os.Getppid()) + "/comm")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// invocation is one run of a verb that has a configuration.
+type invocation struct {
+	Process
+	params  parameters
+	input   []byte  // the configuration as it came; IPAM plugins get it whole
+	version string  // to print results and errors in
+	conf    *Config // judged
+	client  *control.Client
+
+	// afterStep is called after each step of an ADD; an error from it makes the
+	// step fail. For the tests that fail each step in turn; nil otherwise.
+	afterStep func(step string) error
+}
+
+// maxInput bounds the configuration; CNI has no limit, memory has.
+const maxInput = 4 << 20
+
+// Run carries out one invocation and returns the exit status: 0, or 1 after
+// an error object was written to Stdout. Without CNI_COMMAND it tells on
+// Stderr what the program is, and returns 0. Cancelling ctx makes an ADD take
+// back what it did.
+func Run(ctx context.Context, p Process) int {
+	if p.Release == "" {
+		p.Release = "unknown"
+	}
+	inv := &invocation{Process: p, version: newestVersion}
+	return inv.exit(inv.run(ctx))
+}
+
+// exit reports err as the specification wants it.
+func (i *invocation) exit(err error) int {
+	if err == nil {
+		return 0
+	}
+	if perr := printError(i.Stdout, i.version, asCNI(err)); perr != nil {
+		fmt.Fprintf(i.Stderr, "usernet-cni: %v; the error was: %v\n", perr, err)
+	}
+	return 1
+}
+
+func (i *invocation) run(ctx context.Context) error {
+	switch environ(i.Env).get("CNI_COMMAND") {
+	case "":
+		printAbout(i.Stderr, i.Release)
+		return nil
+	case cmdVersion:
+		return printVersions(i.Stdout)
+	}
+	if err := i.read(); err != nil {
+		return err
+	}
+	switch i.params.Command {
+	case cmdAdd:
+		return i.add(ctx)
+	case cmdDel:
+		return i.del(ctx)
+	case cmdCheck:
+		return i.check(ctx)
+	case cmdGC:
+		return i.gc(ctx)
+	default: // readParameters let no other pass
+		return i.status(ctx)
+	}
+}
+
+// read judges environment and configuration. The version comes first: what
+// another version of the specification calls its keys cannot be judged.
+func (i *invocation) read() error {
+	var err error
+	if i.params, err = readParameters(i.Env); err != nil {
+		return err
+	}
+	if i.input, err = io.ReadAll(io.LimitReader(i.Stdin, maxInput+1)); err != nil {
+		return fail(types.ErrIOFailure, "read the network configuration on standard input: %v", err)
+	}
+	if len(i.input) > maxInput {
+		return fail(types.ErrDecodingFailure, "network configuration on standard input: longer than %d bytes", maxInput)
+	}
+	var head struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if err := json.Unmarshal(i.input, &head); err != nil {
+		return fail(types.ErrDecodingFailure, "decode the network configuration on standard input: %v", err)
+	}
+	if i.version, err = negotiate(i.params.Command, head.CNIVersion); err != nil {
+		return err
+	}
+	how := strict
+	if i.params.Command == cmdDel {
+		how = lenient
+	}
+	if i.conf, err = parseConfig(i.input, how); err != nil {
+		return err
+	}
+	i.client = control.Dial(i.conf.Socket)
+	return nil
+}
+
+// key is the identity of the link that the invocation is about.
+func (i *invocation) key() control.LinkKey {
+	return control.LinkKey{Network: i.conf.Name, Container: i.params.ContainerID, IfName: i.params.IfName}
+}
+
+// linkAlias is the interface alias (IFLA_IFALIAS) by which a DEL knows that a
+// device is the one its ADD made, and not another that took the name or the
+// namespace's path since.
+func linkAlias(k control.LinkKey) string {
+	const most = 255 // IFALIASZ less its terminating zero
+	s := "usernet " + k.String()
+	return s[:min(len(s), most)]
+}
+
+// isUnreachable reports whether an error of the daemon's client means that
+// there is nobody to talk to now.
+func isUnreachable(err error) bool {
+	return errors.Is(err, control.ErrNotRunning) || control.CodeOf(err) == control.CodeUnavailable
+}

@@ -1,0 +1,76 @@
+package plugin
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// SupportedVersions are the versions of the CNI specification that the plugin
+// speaks, oldest first.
+var SupportedVersions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+
+// newestVersion is printed where no configuration says another.
+const newestVersion = "1.1.0"
+
+// since says in which version a verb came into the specification; the others
+// were there from the start.
+var since = map[string]string{cmdCheck: "0.4.0", cmdGC: "1.1.0", cmdStatus: "1.1.0"}
+
+// negotiate returns the version to speak: the configuration's, which the
+// specification lets be absent and then means 0.1.0. Any other that is not
+// supported, or that does not have the verb, is code 1.
+func negotiate(command, configured string) (string, error) {
+	v := configured
+	if v == "" {
+		v = "0.1.0"
+	}
+	if !slices.Contains(SupportedVersions, v) {
+		return newestVersion, &types.Error{
+			Code:    types.ErrIncompatibleCNIVersion,
+			Msg:     fmt.Sprintf("incompatible CNI version: cniVersion %q of the configuration is not supported", v),
+			Details: "supported versions: " + strings.Join(SupportedVersions, ", "),
+		}
+	}
+	first, limited := since[command]
+	if !limited {
+		return v, nil
+	}
+	ok, err := version.GreaterThanOrEqualTo(v, first)
+	if err != nil {
+		return v, fail(types.ErrDecodingFailure, "decode cniVersion %q: %v", v, err)
+	}
+	if !ok {
+		return v, fail(types.ErrIncompatibleCNIVersion,
+			"incompatible CNI version: cniVersion %q of the configuration has no %s; it came with %s", v, command, first)
+	}
+	return v, nil
+}
+
+// printVersions answers VERSION. The standard input is not read: libcni sends
+// an object that means nothing, and old runtimes send nothing.
+func printVersions(w io.Writer) error {
+	b, err := json.Marshal(struct {
+		CNIVersion        string   `json:"cniVersion"`
+		SupportedVersions []string `json:"supportedVersions"`
+	}{newestVersion, SupportedVersions})
+	if err != nil {
+		return fmt.Errorf("encode the versions: %w", err)
+	}
+	if _, err := w.Write(append(b, '\n')); err != nil {
+		return fmt.Errorf("write the versions: %w", err)
+	}
+	return nil
+}
+
+// printAbout answers a start by hand, without CNI_COMMAND. The first line has
+// the shape that nerdctl and Nomad parse for a plugin's version.
+func printAbout(w io.Writer, version string) {
+	fmt.Fprintf(w, "CNI usernet plugin %s\nCNI protocol versions supported: %s\n",
+		version, strings.Join(SupportedVersions, ", "))
+}
