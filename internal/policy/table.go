@@ -1,41 +1,108 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
 
-// Service is a host service that containers reach on the gateway's addresses.
+	"github.com/gaissmai/bart"
+)
+
+// Transport protocols and the port that Decide itself knows. The numbers are
+// IANA's; this package imports nothing of ours.
+const (
+	protoICMP   = 1
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
+	portDNS     = 53
+)
+
+// Service is a host service: a port of the gateway's addresses, in each family
+// that the network has, that leads to an address on the host.
 type Service struct {
-	Proto  uint8  // packet.ProtoTCP or packet.ProtoUDP
-	Port   uint16 // port on the gateway; not 53, which is the resolver's
-	Target netip.AddrPort
+	Proto  uint8          // 6 (TCP) or 17 (UDP)
+	Port   uint16         // the port on the gateway; not 0, and not 53, the resolver's
+	Target netip.AddrPort // what the host dials; may be loopback
 }
 
-// Rules are the plain form of a Table.
+// Rules are the plain form of a Table. The zero Rules compile to a Table that
+// forwards nothing.
 type Rules struct {
-	Network  []netip.Prefix // this network's prefixes
-	Gateways []netip.Addr   // the gateway's addresses
-	Internal bool           // nothing outside the network may be reached
-	Services []Service      // host services: the only way to the host's loopback
-	Refuse   []netip.Prefix // other networks' prefixes
-	Allow    []netip.Prefix // opened by name: overrides the baseline except loopback, multicast, broadcast
+	// Network is this network's prefixes. A family without a prefix here is
+	// one that the network does not have.
+	Network []netip.Prefix
+	// Gateways are the addresses of the gateway, on which the resolver and the
+	// host services are reached.
+	Gateways []netip.Addr
+	// Internal says that nothing outside the network may be reached. Host
+	// services and the resolver, opened by name, still may.
+	Internal bool
+	// Services are the host services: the only way to the host's loopback.
+	Services []Service
+	// Refuse is prefixes that may not be reached: those of other networks.
+	// Allow does not override it.
+	Refuse []netip.Prefix
+	// Allow is what was opened by name. It overrides the refusal of the host's
+	// addresses, link-local, metadata and reserved ones, and of none else.
+	Allow []netip.Prefix
 }
 
-// Table is a compiled, immutable set of Rules. The zero Table drops everything.
-type Table struct{}
-
-// Compile checks rules and makes a Table of them.
-func Compile(rules Rules) (*Table, error) { return &Table{}, nil }
-
-// Decide gives the verdict on f. host are the host's own addresses; isLink says
-// whether an address of this network is leased to a link.
-func (t *Table) Decide(f Flow, host *HostAddrs, isLink func(netip.Addr) bool) Verdict {
-	return Verdict{}
+// Table is a compiled set of Rules. It is immutable, and any number of
+// goroutines may ask it at once. The zero Table and a nil one forward nothing.
+type Table struct {
+	network  bart.Lite
+	edges    map[netip.Addr]struct{} // first and last addresses of the prefixes
+	gateways map[netip.Addr]struct{}
+	services map[servicePort]netip.AddrPort
+	refuse   bart.Lite
+	allow    bart.Lite
+	has4     bool
+	has6     bool
+	internal bool
 }
 
-// CheckDial judges the final address of an egress socket; ReasonNone allows it.
-func (t *Table) CheckDial(final netip.Addr, host *HostAddrs) Reason { return ReasonInvalid }
+type servicePort struct {
+	proto uint8
+	port  uint16
+}
 
-// HostAddrs is an immutable set of the host's own addresses.
-type HostAddrs struct{}
+// HostAddrs is an immutable set of the host's own addresses. A nil one is empty.
+// Its owner follows the host's interfaces and swaps the whole set.
+type HostAddrs struct {
+	addrs      map[netip.Addr]struct{}
+	broadcasts map[netip.Addr]struct{}
+}
 
-// NewHostAddrs makes a set of the host's addresses and broadcast addresses.
-func NewHostAddrs(addrs, broadcasts []netip.Addr) *HostAddrs { return &HostAddrs{} }
+// NewHostAddrs makes a set of the addresses that the host has and of the
+// broadcast addresses of its interfaces. Zones and IPv4-mapping are taken off;
+// invalid addresses are passed over.
+func NewHostAddrs(addrs []netip.Addr, broadcasts []netip.Addr) *HostAddrs {
+	return &HostAddrs{addrs: addrSet(addrs), broadcasts: addrSet(broadcasts)}
+}
+
+func addrSet(addrs []netip.Addr) map[netip.Addr]struct{} {
+	set := make(map[netip.Addr]struct{}, len(addrs))
+	for _, a := range addrs {
+		if a.IsValid() {
+			set[plain(a)] = struct{}{}
+		}
+	}
+	return set
+}
+
+// Contains says whether a is one of the host's addresses.
+func (h *HostAddrs) Contains(a netip.Addr) bool {
+	if h == nil {
+		return false
+	}
+	_, ok := h.addrs[plain(a)]
+	return ok
+}
+
+// isBroadcast says whether a, plain, is the broadcast address of an interface.
+func (h *HostAddrs) isBroadcast(a netip.Addr) bool {
+	if h == nil {
+		return false
+	}
+	_, ok := h.broadcasts[a]
+	return ok
+}

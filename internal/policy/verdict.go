@@ -54,3 +54,44 @@ type Verdict struct {
 	// Reason says why the flow is not forwarded; ReasonNone when it is.
 	Reason Reason
 }
+
+// String is a stable snake_case name, usable as a metric label.
+func (o Origin) String() string {
+	switch o {
+	case FromContainer:
+		return "container"
+	case FromHost:
+		return "host"
+	}
+	return "unknown"
+}
+
+// String is a stable snake_case name, usable as a metric label.
+func (a Action) String() string {
+	switch a {
+	case Drop:
+		return "drop"
+	case Reject:
+		return "reject"
+	case Forward:
+		return "forward"
+	}
+	return "unknown"
+}
+
+var targetNames = [...]string{
+	TargetNone:        "none",
+	TargetLink:        "link",
+	TargetGateway:     "gateway",
+	TargetDNS:         "dns",
+	TargetHostService: "host_service",
+	TargetEgress:      "egress",
+}
+
+// String is a stable snake_case name, usable as a metric label.
+func (t Target) String() string {
+	if int(t) >= len(targetNames) {
+		return "unknown"
+	}
+	return targetNames[t]
+}
