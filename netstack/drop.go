@@ -48,9 +48,14 @@ const (
 	DropHostSend                   // the host socket refused the packet
 	DropDeviceFull                 // the container's device took no more
 	DropDeviceGone                 // the container's device is gone
+	DropDeviceDown                 // the container's interface is not up
+	DropDeviceFrame                // the device did not take the frame as well-formed
+	DropDeviceDown                 // the container's interface is not up
+	DropDeviceFrame                // the container's device refused the frame's form
 	DropNoFlow                     // belongs to no flow
 	DropICMPError                  // ICMP error from a container: it may only concern flows that are terminated here
 	DropStack                      // the TCP stack took it no further
+	DropRepeatedSYN                // SYN of a connection whose host side is being dialled
 	numDropReasons
 )
 
@@ -67,6 +72,7 @@ var dropNames = [numDropReasons]string{
 	DropUnsolicited: "unsolicited", DropHostSend: "host_send", DropDeviceFull: "device_full",
 	DropDeviceGone: "device_gone", DropDeviceDown: "device_down", DropDeviceFrame: "device_frame",
 	DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
+	DropRepeatedSYN: "repeated_syn",
 }
 
 // maxDropReasons bounds the counters of a link: the switch's own reasons and
