@@ -7,7 +7,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -120,22 +119,16 @@ func (d *fileDevice) ReadFrame(bufs [][]byte) (int, error) {
 	return t.n, nil
 }
 
-// readFault explains why the poller refused to wait. The usual reason is an
-// error condition on the descriptor, for which the runtime has no exported
-// error: the kernel says which one when asked to read.
+// readFault explains why the poller refused to wait: because of Close, or of an
+// error condition on the descriptor. The runtime exports an error for neither,
+// so the kernel is asked which one it is.
 func (d *fileDevice) readFault(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return os.ErrClosed
-	}
-	errno := syscall.Errno(0)
-	control := d.conn.Control(func(fd uintptr) {
-		var none [0]byte
-		_, _, errno = syscall.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&none)), 0)
-	})
+	var errno error
+	closed := d.conn.Control(func(fd uintptr) { _, errno = interfaceOf(int(fd)) })
 	switch {
-	case errors.Is(control, os.ErrClosed):
+	case closed != nil:
 		return os.ErrClosed
-	case errno == unix.EBADFD:
+	case errors.Is(errno, unix.EBADFD):
 		return ErrGone
 	default:
 		return fmt.Errorf("wait for a frame: %w", err)

@@ -151,8 +151,11 @@ func Name(f *os.File) (string, error) {
 
 // NetnsInode returns the inode number of the network namespace that holds the
 // interface of f now: the number in the link text of /proc/PID/ns/net. It
-// needs CAP_NET_ADMIN in that namespace. The error matches [ErrGone] when the
-// interface is no more. It does not own f.
+// needs CAP_NET_ADMIN over that namespace, and Linux 5.2. The error matches
+// [ErrGone] when the interface is no more. It does not own f.
+//
+// It asks by TUNGETDEVNETNS. SIOCGSKNS, which works on a TUN too, goes on
+// naming the namespace that the device was made in after the device has moved.
 func NetnsInode(f *os.File) (uint64, error) {
 	var (
 		inode  uint64
@@ -166,12 +169,12 @@ func NetnsInode(f *os.File) (uint64, error) {
 }
 
 func netnsInode(fd int) (uint64, error) {
-	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	ns, err := unix.IoctlRetInt(fd, unix.TUNGETDEVNETNS)
 	if errors.Is(err, unix.EBADFD) {
 		return 0, ErrGone
 	}
 	if err != nil {
-		return 0, os.NewSyscallError("ioctl SIOCGSKNS", err)
+		return 0, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
 	}
 	defer unix.Close(ns)
 	var st unix.Stat_t
@@ -200,5 +203,8 @@ func control(f *os.File, fn func(fd int)) error {
 	if err != nil {
 		return err
 	}
-	return conn.Control(func(fd uintptr) { fn(int(fd)) })
+	if conn.Control(func(fd uintptr) { fn(int(fd)) }) != nil {
+		return os.ErrClosed // the package os does not translate its only reason
+	}
+	return nil
 }

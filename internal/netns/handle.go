@@ -114,16 +114,27 @@ func (h *Handle) Do(fn func() error) error {
 
 // enter moves the calling thread into the namespace.
 func (h *Handle) enter() error {
-	conn, err := h.file.SyscallConn()
+	err := h.control(func(fd int) error { return netns.Set(netns.NsHandle(fd)) })
 	if err != nil {
 		return fmt.Errorf("enter network namespace %v: %w", h, err)
 	}
-	var setns error
-	err = conn.Control(func(fd uintptr) { setns = netns.Set(netns.NsHandle(fd)) })
-	if err := errors.Join(err, setns); err != nil {
-		return fmt.Errorf("enter network namespace %v: %w", h, err)
-	}
 	return nil
+}
+
+// control runs fn with the namespace's descriptor, which stays open for as long
+// as fn runs.
+func (h *Handle) control(fn func(fd int) error) error {
+	conn, err := h.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	if err := conn.Control(func(fd uintptr) { result = fn(int(fd)) }); err != nil {
+		// The package os does not translate this one; closing is its only
+		// reason.
+		return os.ErrClosed
+	}
+	return result
 }
 
 // onThread runs fn on an OS thread of its own. The goroutine ends with the

@@ -1,0 +1,7 @@
+package netns
+
+// For tests in netns_test that fail one step after another.
+var (
+	MoveInBefore    = moveIn
+	ConfigureBefore = configure
+)

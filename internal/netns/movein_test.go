@@ -1,0 +1,488 @@
+package netns_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nstest"
+	"github.com/usernet/usernet/tunnel"
+)
+
+// containerInterface is a usual container's interface.
+func containerInterface() netns.Interface {
+	return netns.Interface{
+		Name:  "eth0",
+		Addrs: prefixes("10.88.0.5/16", "fd88::5/64"),
+		MTU:   1400,
+		Routes: []netns.Route{
+			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.88.0.1"), MTU: 1380},
+			{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd88::1"), AdvMSS: 1300},
+			{Dst: netip.MustParsePrefix("192.0.2.0/24"), Priority: 7},
+			{Dst: netip.MustParsePrefix("198.51.100.0/24"), Gateway: netip.MustParseAddr("203.0.113.9"), Table: 77},
+		},
+	}
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range list {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}
+
+// newTUN makes a TUN in the namespace ns and returns its name.
+func newTUN(t *testing.T, ns *netns.Handle, name string) (*os.File, string) {
+	t.Helper()
+	var f *os.File
+	nstest.In(t, ns, func() (err error) {
+		f, err = tunnel.Create(tunnel.Options{Name: name})
+		return err
+	})
+	t.Cleanup(func() { f.Close() })
+	name, err := tunnel.Name(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, name
+}
+
+// world is everything that MoveIn and Configure may change, as text.
+func world(t *testing.T, ns *netns.Handle) string {
+	t.Helper()
+	var lines []string
+	nstest.In(t, ns, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			a := l.Attrs()
+			lines = append(lines, fmt.Sprintf("link %s mtu %d flags %v", a.Name, a.MTU, a.Flags))
+			for _, key := range []string{"addr_gen_mode", "accept_ra", "disable_ipv6", "keep_addr_on_down"} {
+				key = "ipv6/conf/" + a.Name + "/" + key
+				value, err := netns.Sysctl(key)
+				if err != nil {
+					return err
+				}
+				lines = append(lines, "sysctl "+key+"="+value)
+			}
+		}
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			lines = append(lines, fmt.Sprintf("addr %v %v", a.LinkIndex, a))
+		}
+		// Multicast routes of IPv6 come and go by themselves.
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL,
+			&netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if r.Dst == nil || !r.Dst.IP.IsMulticast() {
+				lines = append(lines, fmt.Sprintf("route %v", r))
+			}
+		}
+		return nil
+	})
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+func TestNetnsMoveInGivesAllThatIsAskedFor(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	f, name := newTUN(t, host, "")
+	cfg := containerInterface()
+	nstest.In(t, host, func() error { return netns.MoveIn(container, name, cfg) })
+
+	nstest.In(t, container, func() error { return netns.Verify(cfg) })
+	nstest.In(t, container, func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		var got []string
+		for _, a := range addrs {
+			got = append(got, fmt.Sprintf("%v brd %v tentative %v", a.IPNet, a.Broadcast, a.Flags&unix.IFA_F_TENTATIVE != 0))
+		}
+		want := []string{
+			"10.88.0.5/16 brd 10.88.255.255 tentative false",
+			"fd88::5/64 brd <nil> tentative false", // and no link-local address
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("addresses (-want +got):\n%s", diff)
+		}
+		for key, want := range map[string]string{"accept_ra": "0", "addr_gen_mode": "1", "disable_ipv6": "0", "keep_addr_on_down": "1"} {
+			got, err := netns.Sysctl("ipv6/conf/eth0/" + key)
+			if err != nil || got != want {
+				t.Errorf("sysctl %s = %q (%v), want %q", key, got, err, want)
+			}
+		}
+		return nil
+	})
+	for family, wants := range map[string][]string{
+		"-4": {
+			"default via 10.88.0.1 dev eth0 onlink mtu 1380",
+			"10.88.0.0/16 dev eth0 proto kernel scope link src 10.88.0.5",
+			"192.0.2.0/24 dev eth0 scope link metric 7",
+		},
+		"-6": {
+			"default via fd88::1 dev eth0 metric 1024 onlink advmss 1300",
+			"fd88::/64 dev eth0",
+		},
+	} {
+		have := fields(nstest.Exec(t, container, "ip", family, "route"))
+		for _, want := range wants {
+			if !strings.Contains(have, want) {
+				t.Errorf("no route %q among\n%s", want, have)
+			}
+		}
+	}
+	if have := fields(nstest.Exec(t, container, "ip", "route", "show", "table", "77")); !strings.Contains(have, "198.51.100.0/24 via 203.0.113.9") {
+		t.Errorf("table 77 has no such route:\n%s", have)
+	}
+	if got, err := tunnel.Name(f); err != nil || got != "eth0" {
+		t.Errorf("Name = %q, %v, want eth0", got, err)
+	}
+	if inode, err := tunnel.NetnsInode(f); err != nil || inode != container.Inode() {
+		t.Errorf("NetnsInode = %d, %v, want %d", inode, err, container.Inode())
+	}
+}
+
+// fields puts single spaces between the words of each line.
+func fields(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = strings.Join(strings.Fields(l), " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestNetnsMoveInWhereIPv6WasDisabledEverywhere(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	nstest.In(t, container, func() error { return netns.SetSysctl("ipv6/conf/all/disable_ipv6", "1") })
+	_, name := newTUN(t, host, "")
+	nstest.In(t, host, func() error { return netns.MoveIn(container, name, containerInterface()) })
+	// The kernel answers for its own addresses over lo.
+	for _, addr := range []string{"::1", "fd88::5"} {
+		l := nstest.Listen(t, container, "tcp6", "["+addr+"]:0")
+		c, err := nstest.Dial(t, container, "tcp6", l.Addr().String())
+		if err != nil {
+			t.Errorf("dial %s: %v", addr, err)
+			continue
+		}
+		c.Close()
+	}
+}
+
+func TestNetnsAddressesSurviveDownAndUp(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	_, name := newTUN(t, host, "")
+	cfg := containerInterface()
+	cfg.Routes = nil // the kernel drops routes of an interface that goes down
+	nstest.In(t, host, func() error { return netns.MoveIn(container, name, cfg) })
+	nstest.Exec(t, container, "ip", "link", "set", "eth0", "down")
+	nstest.Exec(t, container, "ip", "link", "set", "eth0", "up")
+	nstest.In(t, container, func() error { return netns.Verify(cfg) })
+}
+
+func TestNetnsMoveInRefusesANameThatIsTaken(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	newTUN(t, container, "eth0")
+	_, name := newTUN(t, host, "")
+	before := world(t, host) + world(t, container)
+	err := host.Do(func() error { return netns.MoveIn(container, name, containerInterface()) })
+	if !errors.Is(err, netns.ErrExists) || !strings.Contains(err.Error(), "eth0: an interface of this name exists already") {
+		t.Errorf("MoveIn = %v, want ErrExists that names eth0", err)
+	}
+	if diff := cmp.Diff(before, world(t, host)+world(t, container)); diff != "" {
+		t.Errorf("a refused MoveIn changed (-before +after):\n%s", diff)
+	}
+}
+
+func TestNetnsMoveInWhenTheTargetHasTheTemporaryName(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	_, name := newTUN(t, host, "un0")
+	newTUN(t, container, "un0")
+	nstest.In(t, host, func() error { return netns.MoveIn(container, name, containerInterface()) })
+	nstest.In(t, container, func() error { return netns.Verify(containerInterface()) })
+}
+
+// TestNetnsMoveInUndoesEachStep fails one step after another, until none is
+// left to fail, and compares both namespaces with what they were.
+func TestNetnsMoveInUndoesEachStep(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	// Values that the steps really change, in the target and on lo.
+	nstest.In(t, container, func() error { return netns.SetSysctl("ipv6/conf/all/disable_ipv6", "1") })
+	_, name := newTUN(t, host, "")
+	beforeHost, beforeContainer := world(t, host), world(t, container)
+	injected := errors.New("injected")
+	var failed []string
+	for n := 0; ; n++ {
+		step := 0
+		err := host.Do(func() error {
+			return netns.MoveInBefore(container, name, containerInterface(), func(s string) error {
+				if step++; step <= n {
+					return nil
+				}
+				failed = append(failed, s)
+				return injected
+			})
+		})
+		if err == nil {
+			break
+		}
+		var stepErr *netns.StepError
+		if !errors.Is(err, injected) || !errors.As(err, &stepErr) || stepErr.Step != failed[len(failed)-1] {
+			t.Fatalf("MoveIn = %v, want the injected error of step %q", err, failed[len(failed)-1])
+		}
+		if strings.Contains(err.Error(), "undo") {
+			t.Errorf("undo after step %q: %v", stepErr.Step, err)
+		}
+		if diff := cmp.Diff(beforeHost, world(t, host)); diff != "" {
+			t.Errorf("after step %q the origin differs (-before +after):\n%s", stepErr.Step, diff)
+		}
+		if diff := cmp.Diff(beforeContainer, world(t, container)); diff != "" {
+			t.Errorf("after step %q the target differs (-before +after):\n%s", stepErr.Step, diff)
+		}
+	}
+	if len(failed) < 15 {
+		t.Errorf("only %d steps were failed: %q", len(failed), failed)
+	}
+}
+
+// TestNetnsMoveInUndoesWhatTheKernelRefuses makes the kernel itself fail the
+// steps that it can be made to fail.
+func TestNetnsMoveInUndoesWhatTheKernelRefuses(t *testing.T) {
+	host, container := nstest.NewNS(t), nstest.NewNS(t)
+	_, name := newTUN(t, host, "")
+	before := world(t, host) + world(t, container)
+	closed, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	tests := []struct {
+		name, from string
+		target     *netns.Handle
+		change     func(*netns.Interface)
+		step       string
+		want       error
+	}{
+		{name: "no such interface", from: "absent0", step: "rename absent0"},
+		{name: "target closed", target: closed, step: "move", want: os.ErrClosed},
+		{name: "address twice", step: "add address 10.88.0.5/16", want: unix.EEXIST,
+			change: func(i *netns.Interface) { i.Addrs = append(i.Addrs, i.Addrs[0]) }},
+		{name: "gateway is itself", step: "add route 203.0.113.0/24 via 10.88.0.5", want: unix.EINVAL,
+			change: func(i *netns.Interface) {
+				i.Routes = append(i.Routes, netns.Route{
+					Dst: netip.MustParsePrefix("203.0.113.0/24"), Gateway: netip.MustParseAddr("10.88.0.5")})
+			}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			cfg, from, target := containerInterface(), name, container
+			if test.change != nil {
+				test.change(&cfg)
+			}
+			if test.from != "" {
+				from = test.from
+			}
+			if test.target != nil {
+				target = test.target
+			}
+			err := host.Do(func() error { return netns.MoveIn(target, from, cfg) })
+			var step *netns.StepError
+			if !errors.As(err, &step) || !strings.HasPrefix(step.Step, test.step) {
+				t.Errorf("MoveIn = %v, want a fault in step %q", err, test.step)
+			}
+			if test.want != nil && !errors.Is(err, test.want) {
+				t.Errorf("MoveIn = %v, want %v", err, test.want)
+			}
+			if diff := cmp.Diff(before, world(t, host)+world(t, container)); diff != "" {
+				t.Errorf("a failed MoveIn changed (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestNetnsConfigureUndoesEachStep(t *testing.T) {
+	ns := nstest.NewNS(t)
+	newTUN(t, ns, "eth0")
+	before := world(t, ns)
+	injected := errors.New("injected")
+	for n := 0; ; n++ {
+		step := 0
+		err := ns.Do(func() error {
+			return netns.ConfigureBefore(containerInterface(), func(string) error {
+				if step++; step <= n {
+					return nil
+				}
+				return injected
+			})
+		})
+		if err == nil {
+			return
+		}
+		if diff := cmp.Diff(before, world(t, ns)); diff != "" {
+			t.Errorf("after %v (-before +after):\n%s", err, diff)
+		}
+	}
+}
+
+func TestNetnsFirstDefaultRouteStays(t *testing.T) {
+	ns := nstest.NewNS(t)
+	newTUN(t, ns, "eth0")
+	newTUN(t, ns, "eth1")
+	first, second := containerInterface(), containerInterface()
+	second.Name, second.Addrs = "eth1", prefixes("10.89.0.5/16", "fd89::5/64")
+	second.Routes = []netns.Route{
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.89.0.1")},
+		{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd89::1")},
+	}
+	nstest.In(t, ns, func() error { return netns.Configure(first) })
+	nstest.In(t, ns, func() error { return netns.Configure(second) })
+	nstest.In(t, ns, func() error { return errors.Join(netns.Verify(first), netns.Verify(second)) })
+	for _, family := range []string{"-4", "-6"} {
+		if have := nstest.Exec(t, ns, "ip", family, "route", "show", "default"); !strings.Contains(have, "dev eth0") || strings.Contains(have, "dev eth1") {
+			t.Errorf("ip %s route show default:\n%s", family, have)
+		}
+	}
+}
+
+func TestNetnsVerifyNamesWhatIsMissing(t *testing.T) {
+	ns := nstest.NewNS(t)
+	newTUN(t, ns, "eth0")
+	cfg := containerInterface()
+	verify := func() error { return ns.Do(func() error { return netns.Verify(cfg) }) }
+	nstest.In(t, ns, func() error { return netns.Configure(cfg) })
+	if err := verify(); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Exec(t, ns, "ip", "route", "del", "default")
+	nstest.Exec(t, ns, "ip", "-6", "addr", "del", "fd88::5/64", "dev", "eth0")
+	nstest.Exec(t, ns, "ip", "link", "set", "eth0", "mtu", "1300")
+	err := verify()
+	if !errors.Is(err, netns.ErrDiffers) {
+		t.Fatalf("Verify = %v, want ErrDiffers", err)
+	}
+	for _, want := range []string{"route 0.0.0.0/0 via 10.88.0.1 is missing", "address fd88::5/64 is missing", "MTU is 1300, not 1400"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("Verify = %v, want it to say %q", err, want)
+		}
+	}
+	nstest.Exec(t, ns, "ip", "link", "del", "eth0")
+	if err := verify(); !errors.Is(err, netns.ErrDiffers) || !strings.Contains(err.Error(), "no interface eth0") {
+		t.Errorf("Verify = %v, want ErrDiffers that says there is no eth0", err)
+	}
+}
+
+func TestValidateNamesEveryFault(t *testing.T) {
+	cfg := netns.Interface{
+		Name: "eth%d", MTU: 1000,
+		Addrs: prefixes("fd00::1/64", "0.0.0.0/0", "224.0.0.1/24"),
+		Routes: []netns.Route{
+			{Dst: netip.MustParsePrefix("10.0.0.1/8")},
+			{Dst: netip.MustParsePrefix("10.0.0.0/8"), Gateway: netip.MustParseAddr("fd00::9")},
+			{},
+		},
+	}
+	err := cfg.Validate()
+	if !errors.Is(err, netns.ErrInvalid) {
+		t.Fatalf("Validate = %v, want ErrInvalid", err)
+	}
+	for _, want := range []string{`"eth%d"`, "MTU 1000", "0.0.0.0/0", "224.0.0.1/24", "10.0.0.1/8", "fd00::9", "invalid Prefix"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("Validate = %v, want it to name %s", err, want)
+		}
+	}
+	for name, ok := range map[string]bool{"": false, ".": false, "a/b": false, "a b": false, "sixteen-letters!": false, "fifteen-letters": true, "eth0.100": true, "a:b": false} {
+		if err := (netns.Interface{Name: name}).Validate(); (err == nil) != ok {
+			t.Errorf("Validate with name %q = %v, want valid %v", name, err, ok)
+		}
+	}
+}
+
+func TestNetnsDeleteLink(t *testing.T) {
+	ns := nstest.NewNS(t)
+	newTUN(t, ns, "eth0")
+	for range 2 { // the second time there is none
+		nstest.In(t, ns, func() error { return netns.DeleteLink("eth0") })
+	}
+	if out, err := nstest.TryExec(t, ns, "ip", "link", "show", "eth0"); err == nil {
+		t.Errorf("eth0 is still there:\n%s", out)
+	}
+}
+
+// TestNetnsSysctlBelongsToThread: /proc/sys/net shows the namespace of the
+// thread that opens a file in it, which is what Configure relies on.
+func TestNetnsSysctlBelongsToThread(t *testing.T) {
+	a, b := nstest.NewNS(t), nstest.NewNS(t)
+	const key = "ipv4/ping_group_range"
+	nstest.In(t, a, func() error { return netns.SetPingGroupRange(0, 0) })
+	read := func(ns *netns.Handle) (value string) {
+		nstest.In(t, ns, func() (err error) {
+			value, err = netns.Sysctl(key)
+			return err
+		})
+		return value
+	}
+	if got := strings.Fields(read(a)); !slices.Equal(got, []string{"0", "0"}) {
+		t.Errorf("a has %q after writing 0 0", got)
+	}
+	if got := strings.Fields(read(b)); slices.Equal(got, []string{"0", "0"}) {
+		t.Errorf("b has %q, which was written in a", got)
+	}
+	runtime.Gosched()
+	if err := b.Do(func() error { return netns.SetSysctl("ipv4/no_such_key", "1") }); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("SetSysctl of an unknown key = %v, want fs.ErrNotExist", err)
+	}
+}
+
+// TestNetnsConfiguredInterfaceIsSilent: an interface with IPv6 addresses sends
+// nothing by itself, so the first frame is the one asked for.
+func TestNetnsConfiguredInterfaceIsSilent(t *testing.T) {
+	ns := nstest.NewNS(t)
+	dev := nstest.TUN(t, ns, containerInterface())
+	frames := make(chan []byte)
+	go func() {
+		defer close(frames)
+		for {
+			b := make([]byte, tunnel.MaxFrame)
+			n, err := dev.ReadFrame([][]byte{b})
+			if err != nil {
+				return
+			}
+			frames <- b[:n]
+		}
+	}()
+	// Router solicitations begin within a second of the interface's start
+	// (RFC 4861 §10), multicast listener reports at once.
+	select {
+	case f := <-frames:
+		t.Errorf("an idle interface sent % x", f)
+	case <-time.After(1500 * time.Millisecond):
+	}
+	dev.Close()
+	for range frames {
+	}
+}

@@ -1,0 +1,116 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrDiffers says that an interface is not as it was configured.
+var ErrDiffers = errors.New("interface is not as configured")
+
+// Verify reports how the interface cfg.Name of the current namespace falls
+// short of cfg: nil when it is up and has everything that cfg asks for; more
+// than that is no fault. The error matches [ErrDiffers] when it has not.
+func Verify(cfg Interface) error {
+	link, err := netlink.LinkByName(cfg.Name)
+	var notFound netlink.LinkNotFoundError
+	if errors.As(err, &notFound) {
+		return fmt.Errorf("%w: there is no interface %s", ErrDiffers, cfg.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("look up interface %s: %w", cfg.Name, err)
+	}
+	attrs := link.Attrs()
+	var faults []error
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%w: %s: "+format, append([]any{ErrDiffers, cfg.Name}, args...)...))
+	}
+	if attrs.Flags&net.FlagUp == 0 {
+		fault("is down")
+	}
+	if cfg.MTU != 0 && attrs.MTU != cfg.MTU {
+		fault("MTU is %d, not %d", attrs.MTU, cfg.MTU)
+	}
+	have, err := addresses(link)
+	if err != nil {
+		return err
+	}
+	for _, p := range cfg.Addrs {
+		if !have[p] {
+			fault("address %v is missing", p)
+		}
+	}
+	for _, r := range cfg.Routes {
+		found, err := hasRoute(r)
+		if err != nil {
+			return err
+		}
+		if !found {
+			fault("route %v is missing", r)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// hasRoute reports whether the current namespace has a route to r.Dst in r's
+// table, through whichever interface: see Interface.Routes.
+func hasRoute(r Route) (bool, error) {
+	family, table := netlink.FAMILY_V4, r.Table
+	if r.Dst.Addr().Is6() {
+		family = netlink.FAMILY_V6
+	}
+	if table == 0 {
+		table = unix.RT_TABLE_MAIN
+	}
+	filter := &netlink.Route{Dst: ipNet(r.Dst), Table: table}
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return false, fmt.Errorf("list routes to %v: %w", r.Dst, err)
+	}
+	return len(routes) > 0, nil
+}
+
+// addresses returns the addresses of an interface, or of all with nil.
+func addresses(link netlink.Link) (map[netip.Prefix]bool, error) {
+	list, err := listAddresses(link)
+	if err != nil {
+		return nil, err
+	}
+	have := make(map[netip.Prefix]bool, len(list))
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			bits, _ := a.Mask.Size()
+			have[netip.PrefixFrom(ip.Unmap(), bits)] = true
+		}
+	}
+	return have, nil
+}
+
+func listAddresses(link netlink.Link) ([]netlink.Addr, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return list, nil
+}
+
+// dumpTries bounds how often a listing that changes under way is begun anew.
+const dumpTries = 10
+
+// dump calls a netlink listing until nothing has changed while it was read.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 1; ; try++ {
+		all, err := list()
+		if try < dumpTries && errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue
+		}
+		return all, err
+	}
+}
