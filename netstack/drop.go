@@ -49,8 +49,6 @@ const (
 	DropDeviceFull                 // the container's device took no more
 	DropDeviceGone                 // the container's device is gone
 	DropDeviceDown                 // the container's interface is not up
-	DropDeviceFrame                // the device did not take the frame as well-formed
-	DropDeviceDown                 // the container's interface is not up
 	DropDeviceFrame                // the container's device refused the frame's form
 	DropNoFlow                     // belongs to no flow
 	DropICMPError                  // ICMP error from a container: it may only concern flows that are terminated here

@@ -5,20 +5,12 @@ package netstack
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
 
 	"github.com/usernet/usernet/internal/policy"
 )
-
-type tcpNAT struct{}
-
-func newTCPNAT(*Switch) (*tcpNAT, error)                            { return &tcpNAT{}, nil }
-func (t *tcpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {}
-func (t *tcpNAT) linkGone(l *Link)                                  {}
-func (t *tcpNAT) closePublications()                                {}
-func (t *tcpNAT) close(ctx context.Context) error                   { return nil }
-
-// Publications is D's.
-func (s *Switch) Publications() []int { return nil }
 
 type udpNAT struct{}
 
@@ -26,6 +18,12 @@ func newUDPNAT(*Switch) (*udpNAT, error)                            { return &ud
 func (u *udpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {}
 func (u *udpNAT) linkGone(l *Link)                                  {}
 func (u *udpNAT) close()                                            {}
+
+// publish makes the UDP half of a publication on pc, which the half owns once
+// start was called; start begins to serve, half.Close ends it and closes pc.
+func (u *udpNAT) publish(p *Publication, pc net.PacketConn) (half io.Closer, start func(), err error) {
+	return nil, nil, errors.ErrUnsupported
+}
 
 type icmpNAT struct{}
 
@@ -39,3 +37,8 @@ type resolver struct{}
 func newResolver(*Switch) (*resolver, error) { return &resolver{}, nil }
 func (r *resolver) linkGone(l *Link)         {}
 func (r *resolver) close()                   {}
+
+// serveStream answers the DNS queries of one TCP connection until it ends.
+func (r *resolver) serveStream(ctx context.Context, l *Link, c net.Conn) error {
+	return errors.ErrUnsupported
+}

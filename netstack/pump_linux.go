@@ -1,0 +1,258 @@
+package netstack
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+)
+
+const (
+	// batchPieces is how many pieces of the receive queue go out with one
+	// writev: some nine superframes of seven views.
+	batchPieces = 64
+
+	// chunkSize is what the first read(2) of a burst asks for. A request or
+	// response of this size costs one read and one small copy; more is read
+	// straight into the stack's memory.
+	chunkSize = 16 << 10
+
+	// burstSize bounds what one write to the stack takes, so that a fast host
+	// cannot keep the endpoint's lock for long.
+	burstSize = 256 << 10
+)
+
+// batch gathers what lies in an endpoint's receive queue and writes it to the
+// host from where it lies.
+type batch struct {
+	iov     [batchPieces]unix.Iovec
+	n, next int // pieces there are, and the first not yet written whole
+	bytes   int
+	wrote   int
+	err     error
+	writev  func(fd uintptr) bool // b.onWritable, bound once
+	limited tcpip.LimitedWriter
+}
+
+var batches = sync.Pool{New: func() any {
+	b := new(batch)
+	b.writev = b.onWritable
+	return b
+}}
+
+var errBatchFull = errors.New("batch full")
+
+// peek points the batch at the receive queue's memory. The memory stays until
+// it is consumed.
+func (b *batch) peek(ep tcpip.Endpoint) (int, tcpip.Error) {
+	b.n, b.next, b.bytes, b.wrote, b.err = 0, 0, 0, 0, nil
+	_, err := ep.Read(b, tcpip.ReadOptions{Peek: true})
+	return b.bytes, err
+}
+
+// Write notes a piece of the receive queue; the endpoint calls it, locked.
+func (b *batch) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if b.n == batchPieces {
+		return 0, errBatchFull
+	}
+	b.iov[b.n].Base = &p[0]
+	b.iov[b.n].SetLen(len(p))
+	b.n++
+	b.bytes += len(p)
+	return len(p), nil
+}
+
+// consume takes the first n bytes from the receive queue.
+func (b *batch) consume(ep tcpip.Endpoint, n int) {
+	clear(b.iov[:b.n])
+	if n == 0 {
+		return
+	}
+	b.limited = tcpip.LimitedWriter{W: io.Discard, N: int64(n)}
+	// They are there, and only this pump takes from the queue.
+	_, _ = ep.Read(&b.limited, tcpip.ReadOptions{})
+	ep.ModerateRecvBuf(n)
+}
+
+// send writes the batch to the host, waiting for room, and returns how much of
+// it got there.
+func (b *batch) send(r *relay) (int, error) {
+	if r.raw == nil {
+		return b.sendConn(r.host)
+	}
+	if err := r.raw.Write(b.writev); err != nil {
+		return b.wrote, err
+	}
+	return b.wrote, b.err
+}
+
+// onWritable writes until everything is written (true) or there is no room
+// (false: call again when there is).
+func (b *batch) onWritable(fd uintptr) bool {
+	for b.next < b.n {
+		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&b.iov[b.next])), uintptr(b.n-b.next))
+		switch errno {
+		case 0:
+			b.wrote += int(n)
+			b.advance(int(n))
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		default:
+			b.err = errno
+			return true
+		}
+	}
+	return true
+}
+
+// advance skips n written bytes.
+func (b *batch) advance(n int) {
+	for n > 0 {
+		v := &b.iov[b.next]
+		size := int(v.Len)
+		if n < size {
+			v.Base = (*byte)(unsafe.Add(unsafe.Pointer(v.Base), n))
+			v.SetLen(size - n)
+			return
+		}
+		n -= size
+		b.next++
+	}
+}
+
+// sendConn writes the batch to a host side that is no socket.
+func (b *batch) sendConn(host net.Conn) (int, error) {
+	for i := range b.iov[:b.n] {
+		n, err := host.Write(unsafe.Slice(b.iov[i].Base, b.iov[i].Len))
+		b.wrote += n
+		if err != nil {
+			return b.wrote, err
+		}
+	}
+	return b.wrote, nil
+}
+
+// chunk is a burst of bytes on the way from the host to the container, as a
+// tcpip.Payloader: the first ones in own memory, the rest still in the host
+// socket. Its length must be exact, since gVisor asks until it has as much as
+// was promised, so the rest is what the kernel says is there, and nobody else
+// reads that socket.
+type chunk struct {
+	mem        [chunkSize]byte
+	start, end int // of mem
+	rest       int // bytes still in the socket
+	fd         int
+}
+
+var chunks = sync.Pool{New: func() any { return new(chunk) }}
+
+// Len is the number of bytes left.
+func (c *chunk) Len() int { return c.end - c.start + c.rest }
+
+// Read takes bytes, the socket's straight into p. Only an error of the socket,
+// or an end that the kernel had not announced, ends it early.
+func (c *chunk) Read(p []byte) (int, error) {
+	if c.start < c.end {
+		n := copy(p, c.mem[c.start:c.end])
+		c.start += n
+		return n, nil
+	}
+	if len(p) == 0 || c.rest == 0 {
+		return 0, nil
+	}
+	n, err := read(c.fd, p[:min(len(p), c.rest)])
+	if err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	c.rest -= n
+	return n, nil
+}
+
+// fill reads the beginning of a burst: io.EOF at the host's FIN, EAGAIN when
+// there is nothing.
+func (c *chunk) fill(fd int) error {
+	n, err := read(fd, c.mem[:])
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return io.EOF
+	}
+	c.fd, c.start, c.end, c.rest = fd, 0, n, 0
+	if n < len(c.mem) {
+		return nil
+	}
+	more, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return err
+	}
+	c.rest = min(more, burstSize)
+	return nil
+}
+
+// receiveRaw moves the host socket's bytes to the container until either ends.
+// One call to the poller serves the whole life of the pump.
+func (r *relay) receiveRaw() error {
+	var end error
+	err := r.raw.Read(func(fd uintptr) bool {
+		for !r.isCut() {
+			c := chunks.Get().(*chunk)
+			err := c.fill(int(fd))
+			if err == nil {
+				err = r.offer(c)
+			}
+			chunks.Put(c)
+			if errors.Is(err, unix.EAGAIN) {
+				return false
+			}
+			if err != nil {
+				end = err
+				return true
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return end
+}
+
+// receive is receiveRaw for a host side that is no socket. It has to hold a
+// buffer while it waits.
+func (r *relay) receive() error {
+	c := chunks.Get().(*chunk)
+	defer chunks.Put(c)
+	for {
+		n, err := r.host.Read(c.mem[:])
+		c.start, c.end, c.rest = 0, n, 0
+		if oerr := r.offer(c); oerr != nil {
+			return oerr
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func read(fd int, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, p)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+var _ tcpip.Payloader = (*chunk)(nil)
