@@ -168,12 +168,12 @@ type DetachReply struct {
 	Removed bool `json:"removed"` // false: there was nothing to remove
 }
 
-// HostService opens one service of the host to a network's containers, at the
-// gateway address. It is the only way to the host's loopback.
+// HostService opens one service of the host to a network's containers: Name
+// resolves to the gateway, whose port Target.Port leads to Target. It is the
+// only way to the host's loopback.
 type HostService struct {
-	Name   string         `json:"name"`           // DNS name under which the gateway answers
-	Port   uint16         `json:"port,omitempty"` // at the gateway; 0: Target's
-	Target netip.AddrPort `json:"target"`         // dialled on the host, may be loopback
+	Name   string         `json:"name"`
+	Target netip.AddrPort `json:"target"` // dialled on the host, may be loopback
 }
 
 // CreateNetworkRequest makes a network (POST /v1/networks). With neither Sets

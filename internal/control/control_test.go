@@ -1,0 +1,545 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// recorder is a Handler that keeps what it was given; methods it does not
+// define itself are not called by these tests.
+type recorder struct {
+	Handler
+
+	mu       sync.Mutex
+	request  AttachRequest
+	contents []string // of the files that came with the last request
+	sessions []*Session
+	commits  []LinkKey
+	result   error
+}
+
+func (h *recorder) Attach(_ context.Context, s *Session, req *AttachRequest, files []*os.File) (*AttachReply, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.request, h.contents = *req, nil
+	h.sessions = append(h.sessions, s)
+	for _, f := range files {
+		b, err := io.ReadAll(io.NewSectionReader(f, 0, 100))
+		if err != nil {
+			return nil, err
+		}
+		h.contents = append(h.contents, string(b))
+		f.Close()
+	}
+	if h.result != nil {
+		return nil, h.result
+	}
+	return &AttachReply{ID: req.Key().String(), MTU: 1500}, nil
+}
+
+func (h *recorder) Commit(_ context.Context, key LinkKey) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.commits = append(h.commits, key)
+	return h.result
+}
+
+func (h *recorder) Networks(context.Context) ([]Network, error) { return nil, h.result }
+
+func (h *recorder) Version(context.Context) (*VersionReply, error) {
+	return &VersionReply{Version: "test", API: APIVersion}, nil
+}
+
+func (h *recorder) Capture(ctx context.Context, q CaptureQuery, w io.Writer) error {
+	if h.result != nil {
+		return h.result
+	}
+	if _, err := io.WriteString(w, "first "+q.Link); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (h *recorder) lastSession() *Session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[len(h.sessions)-1]
+}
+
+// start serves h on a socket of the test's own and returns a client of it.
+func start(t *testing.T, h Handler) *Client {
+	t.Helper()
+	return startAllowing(t, h, allowUID(os.Geteuid()))
+}
+
+func startAllowing(t *testing.T, h Handler, allowed func(uint32) bool) *Client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "d", "s.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, l.UnixListener, ServerConfig{Handler: h}, allowed) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("close listener: %v", err)
+		}
+	})
+	return Dial(path)
+}
+
+func tempFile(t *testing.T, content string) *os.File {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if _, err := f.WriteString(content); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// openFDs counts this process's descriptors.
+func openFDs(t *testing.T) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(d)
+}
+
+// eventually polls cond until it holds or two seconds have passed.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(2 * time.Second)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s did not happen within 2 s", what)
+		}
+	}
+}
+
+var testRequest = AttachRequest{
+	Network: "net", Container: "box", IfName: "eth0", Netns: 42,
+	Sets: [][]Range{{{Subnet: netip.MustParsePrefix("10.1.0.0/24")}}},
+	IPs:  []netip.Addr{netip.MustParseAddr("10.1.0.7")},
+	DNS:  &DNSConf{Search: []string{"example.org"}},
+}
+
+func TestAttachCarriesDescriptors(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	for _, extra := range []int{0, 1, 300} { // 300: more than one message's worth
+		req := testRequest
+		files := []*os.File{tempFile(t, "tun")}
+		for i := range extra {
+			req.Publications = append(req.Publications, PublicationSpec{Proto: "tcp", Port: 80, FD: true})
+			files = append(files, tempFile(t, fmt.Sprint("socket ", i)))
+		}
+		a, err := c.Attach(t.Context(), req, files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(h.contents) != 1+extra || h.contents[0] != "tun" || (extra > 0 && h.contents[extra] != fmt.Sprint("socket ", extra-1)) {
+			t.Errorf("%d extra: handler got %d files, first %q last %q", extra, len(h.contents), h.contents[0], h.contents[len(h.contents)-1])
+		}
+		want, _ := json.Marshal(req)
+		if got, _ := json.Marshal(h.request); !bytes.Equal(got, want) {
+			t.Errorf("request arrived as\n%s, sent\n%s", got, want)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSessionLivesFromAttachToClose(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	a, err := c.Attach(t.Context(), testRequest, tempFile(t, "tun"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := h.lastSession()
+	if s.Peer.PID != os.Getpid() || int(s.Peer.UID) != os.Geteuid() {
+		t.Errorf("peer is %+v, want pid %d uid %d", s.Peer, os.Getpid(), os.Geteuid())
+	}
+	if err := a.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.Context().Err() != nil {
+		t.Error("the session ended before the client closed it")
+	}
+	if len(h.commits) != 1 || h.commits[0] != testRequest.Key() {
+		t.Errorf("commits = %v, want one of %v", h.commits, testRequest.Key())
+	}
+	a.Close()
+	eventually(t, "end of the session", func() bool { return s.Context().Err() != nil })
+	if err := a.Commit(t.Context()); !errors.Is(err, errConnectionLost) {
+		t.Errorf("commit after close: %v, want %v", err, errConnectionLost)
+	}
+}
+
+// TestDeadClientEndsSession: the client is another process, killed.
+func TestDeadClientEndsSession(t *testing.T) {
+	if socket := os.Getenv("CONTROL_TEST_CHILD"); socket != "" {
+		f, err := os.CreateTemp(t.TempDir(), "fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Dial(socket).Attach(t.Context(), testRequest, f); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("attached")
+		select {}
+	}
+	h := &recorder{}
+	c := start(t, h)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDeadClientEndsSession$")
+	cmd.Env = append(os.Environ(), "CONTROL_TEST_CHILD="+c.Socket)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 9)
+	if _, err := io.ReadFull(out, line); err != nil || string(line) != "attached\n" {
+		t.Fatalf("child said %q, %v", line, err)
+	}
+	s := h.lastSession()
+	if s.Context().Err() != nil {
+		t.Fatal("the session ended while the client lives")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	eventually(t, "end of the session", func() bool { return s.Context().Err() != nil })
+}
+
+func TestDescriptorsAreNeverLeft(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	if _, err := c.Networks(t.Context()); err != nil { // warm up pollers and the like
+		t.Fatal(err)
+	}
+	one := testRequest
+	one.Publications = []PublicationSpec{{Proto: "tcp", Port: 80, FD: true}}
+	bad := testRequest
+	bad.Network = ""
+	f := tempFile(t, "x")
+	before := openFDs(t)
+	tests := []struct {
+		name string
+		do   func() error
+		want Code
+	}{
+		{"too few", func() error { _, err := c.Attach(t.Context(), one, f); return err }, CodeDescriptor},
+		{"none", func() error { _, err := c.Attach(t.Context(), testRequest); return err }, CodeDescriptor},
+		{"too many", func() error { _, err := c.Attach(t.Context(), testRequest, f, f, f); return err }, CodeDescriptor},
+		{"on a route that takes none", func() error {
+			s := newSession(c.Socket, []*os.File{f, f})
+			defer s.close()
+			return s.call(t.Context(), "GET", "/v1/networks", nil, nil)
+		}, ""},
+		{"with a body that is no JSON", func() error {
+			s := newSession(c.Socket, []*os.File{f})
+			defer s.close()
+			resp, err := s.do(t.Context(), "POST", "/v1/links", []byte("{"))
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err
+		}, CodeInvalid},
+		{"more than the limit", func() error {
+			_, err := c.Attach(t.Context(), testRequest, slicesRepeat(f, MaxFiles+1)...)
+			return err
+		}, CodeDescriptor},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.do(); (err == nil) != (tt.want == "") || err != nil && CodeOf(err) != tt.want {
+				t.Errorf("error %v, want code %q", err, tt.want)
+			}
+			eventually(t, "closing of all descriptors", func() bool { return openFDs(t) <= before })
+		})
+	}
+}
+
+func slicesRepeat(f *os.File, n int) []*os.File {
+	all := make([]*os.File, n)
+	for i := range all {
+		all[i] = f
+	}
+	return all
+}
+
+// TestTruncatedRightsAreRefused makes the kernel cut the descriptors by a
+// limit of open files that is reached in the middle of a message.
+func TestTruncatedRightsAreRefused(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	f := tempFile(t, "x")
+	req := testRequest
+	for range 99 {
+		req.Publications = append(req.Publications, PublicationSpec{Proto: "tcp", Port: 80, FD: true})
+	}
+	if _, err := c.Networks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := openFDs(t)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	// Room for the connection's two ends and half of the descriptors.
+	low := unix.Rlimit{Cur: uint64(before + 50), Max: old.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	_, err := c.Attach(t.Context(), req, slicesRepeat(f, 100)...)
+	if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); rerr != nil {
+		t.Fatal(rerr)
+	}
+	if CodeOf(err) != CodeDescriptor || !strings.Contains(err.Error(), "MSG_CTRUNC") {
+		t.Errorf("error %v, want %s with MSG_CTRUNC", err, CodeDescriptor)
+	}
+	eventually(t, "closing of all descriptors", func() bool { return openFDs(t) <= before })
+}
+
+func TestRequestsAreStrict(t *testing.T) {
+	c := start(t, &recorder{})
+	tests := []struct {
+		method, path, body string
+		code               Code
+		message            string
+	}{
+		{"POST", "/v1/networks", `{"nmae":"x"}`, CodeInvalid, `unknown field "nmae"; did you mean "name"?`},
+		{"POST", "/v1/networks", `{"zzzzzzzz":1}`, CodeInvalid, `known: `},
+		{"POST", "/v1/networks", `{"name":"x"} {}`, CodeInvalid, "more data follows"},
+		{"POST", "/v1/networks", `{"name":7}`, CodeInvalid, `field "name": want a string, got number`},
+		{"POST", "/v1/networks", `{"name":"x"`, CodeInvalid, "ends too early"},
+		{"POST", "/v1/networks", `{"subnets":["10.1.1.1/99"]}`, CodeInvalid, "10.1.1.1/99"},
+		{"POST", "/v1/networks", ``, CodeInvalid, "empty"},
+		{"POST", "/v1/networks", `{"name":"` + strings.Repeat("x", MaxBody) + `"}`, CodeTooLarge, "over 1048576 bytes"},
+		{"GET", "/v1/flows?netwrok=x", "", CodeInvalid, `unknown query parameter "netwrok"; known: network, link`},
+		{"GET", "/v1/links/net/b%2Fx/eth0", "", CodeInvalid, `container id "b/x"`},
+		{"GET", "/v1/links/net/box/this-name-is-too-long", "", CodeInvalid, "kernel's limit is 15"},
+		{"GET", "/v1/links/net/box/..%20", "", CodeInvalid, "white space"},
+		{"GET", "/v2/links", "", CodeVersion, "no API version 2"},
+		{"PUT", "/v1/links", "", CodeNotFound, "no route PUT /v1/links"},
+		{"GET", "/v1/capture?snaplen=-1", "", CodeInvalid, `snaplen "-1"`},
+		{"GET", "/metrics", "", CodeNotFound, "no metrics"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.method+" "+tt.path[:min(20, len(tt.path))], func(t *testing.T) {
+			s := newSession(c.Socket, nil)
+			defer s.close()
+			resp, err := s.do(t.Context(), tt.method, tt.path, []byte(tt.body))
+			if err == nil {
+				resp.Body.Close()
+			}
+			var e *Error
+			if !errors.As(err, &e) || e.Code != tt.code || !strings.Contains(e.Message, tt.message) {
+				t.Errorf("got %v, want code %s and %q", err, tt.code, tt.message)
+			}
+		})
+	}
+}
+
+func TestErrorsKeepTheirCode(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	for code := range httpStatus {
+		h.result = fmt.Errorf("attach web: %w", Errorf(code, "because"))
+		_, err := c.Networks(t.Context())
+		if !errors.Is(err, &Error{Code: code}) || err.Error() != "attach web: because" {
+			t.Errorf("code %s arrived as %v (%s)", code, err, CodeOf(err))
+		}
+	}
+	h.result = errors.New("boom")
+	if _, err := c.Networks(t.Context()); CodeOf(err) != CodeInternal || err.Error() != "boom" {
+		t.Errorf("plain error arrived as %v", err)
+	}
+	h.result = nil
+	if list, err := c.Networks(t.Context()); err != nil || list == nil {
+		t.Errorf("nil list arrived as %v, %v; want an empty one", list, err)
+	}
+}
+
+func TestOnlyOwnUIDIsServed(t *testing.T) {
+	allowed := allowUID(1000)
+	for uid, want := range map[uint32]bool{1000: true, 0: true, 1001: false, 65534: false} {
+		if allowed(uid) != want {
+			t.Errorf("daemon of uid 1000 serves uid %d: %v, want %v", uid, !want, want)
+		}
+	}
+	if allowUID(65534)(65534) {
+		t.Error("the overflow uid is served")
+	}
+	before := openFDs(t)
+	c := startAllowing(t, &recorder{}, func(uint32) bool { return false })
+	_, err := c.Attach(t.Context(), testRequest, tempFile(t, "tun"))
+	if CodeOf(err) != CodeForbidden {
+		t.Errorf("refused peer got %v, want %s", err, CodeForbidden)
+	}
+	eventually(t, "closing of all descriptors", func() bool { return openFDs(t) <= before+4 }) // listener, lock, file, poller
+}
+
+func TestDeadAndForeignSockets(t *testing.T) {
+	dir := t.TempDir()
+	dead := filepath.Join(dir, "dead")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+
+	plain := filepath.Join(dir, "plain") // an HTTP server that is not ours
+	pl, err := net.Listen("unix", plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.NotFoundHandler()}
+	go srv.Serve(pl)
+	t.Cleanup(func() { srv.Close() })
+
+	noise := filepath.Join(dir, "noise") // not HTTP at all
+	nl, err := net.Listen("unix", noise)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nl.Close() })
+	go func() {
+		for {
+			c, err := nl.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(c, "220 mail.example.org ESMTP\r\n")
+			c.Close()
+		}
+	}()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		path    string
+		want    error
+		message string
+	}{
+		{filepath.Join(dir, "missing"), ErrNotRunning, "usernet daemon --socket"},
+		{dead, ErrNotRunning, "usernet daemon --socket"},
+		{plain, ErrForeign, "USERNET_SOCKET"},
+		{noise, nil, "noise"}, // foreign or cut, depending on which arrives first
+		{file, ErrNotRunning, "usernet daemon"},
+		{"/" + strings.Repeat("x", 200), &Error{Code: CodeInvalid}, "limit is 107"},
+	}
+	for _, tt := range tests {
+		_, err := Dial(tt.path).Version(t.Context())
+		if err == nil || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.message) {
+			t.Errorf("%s: error %v, want %v with %q", tt.path, err, tt.want, tt.message)
+		}
+	}
+}
+
+func TestVersionsMustAgree(t *testing.T) {
+	c := start(t, &recorder{})
+	req, err := http.NewRequest("GET", "http://usernet/v1/version", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set(VersionHeader, "9")
+	s := newSession(c.Socket, nil)
+	defer s.close()
+	resp, err := s.transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := s.check(resp); CodeOf(err) != CodeVersion {
+		t.Errorf("client of version 9 got %v, want %s", err, CodeVersion)
+	}
+	resp.Header.Set(VersionHeader, "9")
+	if err := s.check(resp); CodeOf(err) != CodeVersion || !strings.Contains(err.Error(), "version 9") {
+		t.Errorf("daemon of version 9: %v, want %s", err, CodeVersion)
+	}
+}
+
+func TestCaptureStreamsUntilTheClientLeaves(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- c.Capture(ctx, CaptureQuery{Link: "web"}, w) }()
+	got := make([]byte, len("first web"))
+	if _, err := io.ReadFull(r, got); err != nil || string(got) != "first web" {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Capture: %v", err)
+	}
+	h.result = Errorf(CodeNotFound, "no link web")
+	if err := c.Capture(t.Context(), CaptureQuery{}, io.Discard); CodeOf(err) != CodeNotFound {
+		t.Errorf("Capture: %v, want %s", err, CodeNotFound)
+	}
+}
+
+func TestCurl(t *testing.T) {
+	curl, err := exec.LookPath("curl")
+	switch {
+	case err != nil && os.Getenv("CI") == "true":
+		t.Fatal("curl is not installed (apt-get install curl)")
+	case err != nil:
+		t.Skip("curl is not installed (apt-get install curl)")
+	}
+	c := start(t, &recorder{})
+	out, err := exec.Command(curl, "-sS", "--unix-socket", c.Socket, "http://usernet/v1/version").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), `"version":"test"`) {
+		t.Errorf("curl printed %q, %v", out, err)
+	}
+	out, err = exec.Command(curl, "-sS", "--unix-socket", c.Socket, "http://usernet/healthz").CombinedOutput()
+	if err != nil || string(out) != "ok\n" {
+		t.Errorf("curl printed %q, %v", out, err)
+	}
+}
