@@ -63,15 +63,34 @@ func (h *recorder) Commit(_ context.Context, key LinkKey) error {
 	return h.result
 }
 
-func (h *recorder) Networks(context.Context) ([]Network, error) { return nil, h.result }
+func (h *recorder) Networks(context.Context) ([]Network, error) { return nil, h.fails() }
+
+func (h *recorder) fails() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.result
+}
+
+func (h *recorder) fail(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.result = err
+}
+
+// got returns what the last attach brought.
+func (h *recorder) got() (AttachRequest, []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.request, h.contents
+}
 
 func (h *recorder) Version(context.Context) (*VersionReply, error) {
 	return &VersionReply{Version: "test", API: APIVersion}, nil
 }
 
 func (h *recorder) Capture(ctx context.Context, q CaptureQuery, w io.Writer) error {
-	if h.result != nil {
-		return h.result
+	if err := h.fails(); err != nil {
+		return err
 	}
 	if _, err := io.WriteString(w, "first "+q.Link); err != nil {
 		return err
@@ -173,11 +192,12 @@ func TestAttachCarriesDescriptors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(h.contents) != 1+extra || h.contents[0] != "tun" || (extra > 0 && h.contents[extra] != fmt.Sprint("socket ", extra-1)) {
-			t.Errorf("%d extra: handler got %d files, first %q last %q", extra, len(h.contents), h.contents[0], h.contents[len(h.contents)-1])
+		arrived, contents := h.got()
+		if len(contents) != 1+extra || contents[0] != "tun" || (extra > 0 && contents[extra] != fmt.Sprint("socket ", extra-1)) {
+			t.Errorf("%d extra: handler got %d files, first %q last %q", extra, len(contents), contents[0], contents[len(contents)-1])
 		}
 		want, _ := json.Marshal(req)
-		if got, _ := json.Marshal(h.request); !bytes.Equal(got, want) {
+		if got, _ := json.Marshal(arrived); !bytes.Equal(got, want) {
 			t.Errorf("request arrived as\n%s, sent\n%s", got, want)
 		}
 		if err := a.Close(); err != nil {
@@ -203,9 +223,11 @@ func TestSessionLivesFromAttachToClose(t *testing.T) {
 	if s.Context().Err() != nil {
 		t.Error("the session ended before the client closed it")
 	}
+	h.mu.Lock()
 	if len(h.commits) != 1 || h.commits[0] != testRequest.Key() {
 		t.Errorf("commits = %v, want one of %v", h.commits, testRequest.Key())
 	}
+	h.mu.Unlock()
 	a.Close()
 	eventually(t, "end of the session", func() bool { return s.Context().Err() != nil })
 	if err := a.Commit(t.Context()); !errors.Is(err, errConnectionLost) {
@@ -272,9 +294,10 @@ func TestDescriptorsAreNeverLeft(t *testing.T) {
 		{"too few", func() error { _, err := c.Attach(t.Context(), one, f); return err }, CodeDescriptor},
 		{"none", func() error { _, err := c.Attach(t.Context(), testRequest); return err }, CodeDescriptor},
 		{"too many", func() error { _, err := c.Attach(t.Context(), testRequest, f, f, f); return err }, CodeDescriptor},
-		{"on a route that takes none", func() error {
-			s := newSession(c.Socket, []*os.File{f, f})
-			defer s.close()
+		{"on a route that takes none, on a connection that stays open", func() error {
+			s := newSession(c.Socket, slicesRepeat(f, 20))
+			t.Cleanup(s.close)
+			before += 2 // the connection's two ends
 			return s.call(t.Context(), "GET", "/v1/networks", nil, nil)
 		}, ""},
 		{"with a body that is no JSON", func() error {
@@ -386,17 +409,17 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 	h := &recorder{}
 	c := start(t, h)
 	for code := range httpStatus {
-		h.result = fmt.Errorf("attach web: %w", Errorf(code, "because"))
+		h.fail(fmt.Errorf("attach web: %w", Errorf(code, "because")))
 		_, err := c.Networks(t.Context())
 		if !errors.Is(err, &Error{Code: code}) || err.Error() != "attach web: because" {
 			t.Errorf("code %s arrived as %v (%s)", code, err, CodeOf(err))
 		}
 	}
-	h.result = errors.New("boom")
+	h.fail(errors.New("boom"))
 	if _, err := c.Networks(t.Context()); CodeOf(err) != CodeInternal || err.Error() != "boom" {
 		t.Errorf("plain error arrived as %v", err)
 	}
-	h.result = nil
+	h.fail(nil)
 	if list, err := c.Networks(t.Context()); err != nil || list == nil {
 		t.Errorf("nil list arrived as %v, %v; want an empty one", list, err)
 	}
@@ -519,7 +542,7 @@ func TestCaptureStreamsUntilTheClientLeaves(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Capture: %v", err)
 	}
-	h.result = Errorf(CodeNotFound, "no link web")
+	h.fail(Errorf(CodeNotFound, "no link web"))
 	if err := c.Capture(t.Context(), CaptureQuery{}, io.Discard); CodeOf(err) != CodeNotFound {
 		t.Errorf("Capture: %v, want %s", err, CodeNotFound)
 	}
