@@ -10,8 +10,6 @@ import (
 // them. The error joins one error per fault, and there is no Table with it.
 func Compile(rules Rules) (*Table, error) {
 	c := compiler{table: &Table{
-		edges:    make(map[netip.Addr]struct{}),
-		gateways: make(map[netip.Addr]struct{}),
 		services: make(map[servicePort]netip.AddrPort),
 		internal: rules.Internal,
 	}}
@@ -91,9 +89,9 @@ func (c *compiler) network(p netip.Prefix) {
 	// A subnet of one or two addresses has no first and last to set aside (RFC
 	// 3021, RFC 6164).
 	if p.Bits() < p.Addr().BitLen()-1 {
-		c.table.edges[p.Addr()] = struct{}{} // in IPv6: the subnet-router anycast
+		c.table.edges = append(c.table.edges, p.Addr()) // in IPv6: the subnet-router anycast
 		if p.Addr().Is4() {
-			c.table.edges[last(p)] = struct{}{}
+			c.table.edges = append(c.table.edges, last(p))
 		}
 	}
 }
@@ -114,7 +112,7 @@ func (c *compiler) gateway(a netip.Addr) {
 	case notForNetworks(Classify(a)):
 		c.fault("gateway address %v: is a %v address, which a gateway cannot have", a, Classify(a))
 	default:
-		c.table.gateways[a] = struct{}{}
+		c.table.gateways = append(c.table.gateways, a)
 	}
 }
 

@@ -1,14 +1,17 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Decide gives the verdict on f. host is the host's own addresses at this
 // moment; isLink says whether a link of this network has an address, and nil
 // says that none has. Decide takes no lock, allocates nothing and changes
 // nothing, so it may be called for every packet.
 //
-// The order is: what no network forwards (multicast, broadcast); the gateway;
-// this network; a family that the network lacks; an internal network's border;
+// The order is: the gateway; this network; what no network forwards (multicast,
+// broadcast); a family that the network lacks; an internal network's border;
 // then the outside, judged as CheckDial does. TargetEgress is given for every IP
 // protocol: one that the switch cannot carry outside is for the switch to
 // reject.
@@ -55,16 +58,17 @@ func (t *Table) mixed(f Flow, dst netip.Addr, host *HostAddrs) Reason {
 }
 
 func (t *Table) fromContainer(f Flow, dst netip.Addr, host *HostAddrs, isLink func(netip.Addr) bool) Verdict {
-	if c := Classify(dst); c == ClassMulticast || c == ClassBroadcast {
-		return refused(classes[c].reason)
-	}
-	if _, ok := t.gateways[dst]; ok {
+	// The network's own addresses come first for speed: they take the path on
+	// which every packet asks, and Compile keeps them apart from noise.
+	if slices.Contains(t.gateways, dst) {
 		return t.toGateway(f, dst)
 	}
 	if v, ok := t.toNetwork(dst, f.Dst.Port(), isLink); ok {
 		return v
 	}
 	switch {
+	case isNoise(dst):
+		return refused(classes[Classify(dst)].reason)
 	case dst.Is4() && !t.has4 || dst.Is6() && !t.has6:
 		return refused(ReasonFamily)
 	case t.internal:
@@ -74,6 +78,12 @@ func (t *Table) fromContainer(f Flow, dst netip.Addr, host *HostAddrs, isLink fu
 		return refused(r)
 	}
 	return forward(TargetEgress, dst, f.Dst.Port())
+}
+
+// isNoise says whether a is multicast or the limited broadcast.
+func isNoise(a netip.Addr) bool {
+	c := Classify(a)
+	return c == ClassMulticast || c == ClassBroadcast
 }
 
 // toGateway decides about what the gateway itself serves.
@@ -105,7 +115,7 @@ func (t *Table) toNetwork(dst netip.Addr, port uint16, isLink func(netip.Addr) b
 	if !t.network.Lookup(dst) {
 		return Verdict{}, false
 	}
-	if _, ok := t.edges[dst]; ok {
+	if slices.Contains(t.edges, dst) {
 		return refused(ReasonBroadcast), true
 	}
 	if isLink == nil || !isLink(dst) {
@@ -117,16 +127,16 @@ func (t *Table) toNetwork(dst netip.Addr, port uint16, isLink func(netip.Addr) b
 // fromHost decides about flows into the network: publications and dials through
 // the switch. They lead to links and nowhere else.
 func (t *Table) fromHost(f Flow, dst netip.Addr, isLink func(netip.Addr) bool) Verdict {
-	if c := Classify(dst); c == ClassMulticast || c == ClassBroadcast {
-		return refused(classes[c].reason)
-	}
-	if _, ok := t.gateways[dst]; ok {
+	if slices.Contains(t.gateways, dst) {
 		return refused(ReasonNoService)
 	}
 	if v, ok := t.toNetwork(dst, f.Dst.Port(), isLink); ok {
 		return v
 	}
-	if t.refuse.Lookup(dst) {
+	switch {
+	case isNoise(dst):
+		return refused(classes[Classify(dst)].reason)
+	case t.refuse.Lookup(dst):
 		return refused(ReasonOtherNetwork)
 	}
 	return refused(ReasonNoSuchLink)
@@ -187,8 +197,5 @@ func (t *Table) judgeAlone(a netip.Addr, host *HostAddrs) Reason {
 // isOwn says whether a lies in this network or is its gateway: the host has no
 // business to dial it, since no packet of the network leaves by the host.
 func (t *Table) isOwn(a netip.Addr) bool {
-	if _, ok := t.gateways[a]; ok {
-		return true
-	}
-	return t.network.Lookup(a)
+	return slices.Contains(t.gateways, a) || t.network.Lookup(a)
 }

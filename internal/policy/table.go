@@ -50,8 +50,8 @@ type Rules struct {
 // goroutines may ask it at once. The zero Table and a nil one forward nothing.
 type Table struct {
 	network  bart.Lite
-	edges    map[netip.Addr]struct{} // first and last addresses of the prefixes
-	gateways map[netip.Addr]struct{}
+	edges    []netip.Addr // first and last addresses of the prefixes
+	gateways []netip.Addr // few, like edges: a scan beats a map
 	services map[servicePort]netip.AddrPort
 	refuse   bart.Lite
 	allow    bart.Lite
