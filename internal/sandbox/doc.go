@@ -1,0 +1,46 @@
+// Package sandbox runs a command in a network of its own.
+//
+// # Two processes
+//
+// The parent is the program that calls [Start]. It stays in its own namespaces,
+// where the sockets of the sandbox's traffic are opened, and needs no privilege.
+// The child is the same executable started again in new network, mount and,
+// when the parent lacks the right to make those, user namespaces. [Init] is its
+// entry. It prepares the namespaces and then becomes the command by execve: the
+// process that the parent started, waits for and signals is the command itself,
+// with its environment, directory, descriptors, process group and terminal.
+//
+// # Life of a sandbox
+//
+// Both sides are joined by a socket pair, and take turns:
+//
+//  1. The child creates a TUN device in the network namespace that it was
+//     started in, N1, makes a second one, N2, and sends the TUN's descriptor.
+//  2. The parent attaches the descriptor to a [Network], which leases
+//     addresses and publishes ports, and sends the child its configuration.
+//  3. The child moves the device into N2, configures it, puts the generated
+//     resolv.conf and hosts in place of the machine's, enters N2, gives up
+//     every privilege that the caller did not have, and says that it is ready.
+//  4. The parent commits the link and lets the child go on.
+//  5. The child calls execve. Its end of the socket closes with that: the
+//     parent reads the end of the stream, or the reason why execve failed.
+//
+// Why two namespaces: a TUN that was created in the namespace where it is used
+// keeps that namespace alive as long as its descriptor is open, silently. One
+// that was moved in reports its end when the namespace dies.
+//
+// # What is left when something ends
+//
+// Each step of the parent's has an undo. Everything that the child made lives in
+// its namespaces and goes with the last process in them. The command is killed
+// when the thread that started it ends (PR_SET_PDEATHSIG), so the goroutine
+// [Process.spawn] holds its thread until the command has been waited for, and a
+// parent that is killed takes the command with it. What the command started in
+// the background and left behind is not killed; its network is gone, as the
+// device disappears with the parent's descriptor.
+//
+// # What this is not
+//
+// The sandbox separates networks. It hides no files and no processes, and a
+// command that runs as root can leave it.
+package sandbox
