@@ -27,8 +27,8 @@ type Names interface {
 }
 
 // DialFunc opens a connection to an upstream resolver; network is "udp" or
-// "tcp". It has the meaning of [net.Dialer.DialContext]; for "udp" the
-// connection must keep message borders and be a [net.PacketConn].
+// "tcp". It has the meaning of [net.Dialer.DialContext]; over "udp"
+// each Read returns one message.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Config says what a [Server] answers and how it asks others. The zero value

@@ -2,8 +2,11 @@ package dns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -223,39 +226,83 @@ func (s *Server) exchange(ctx context.Context, network string, server netip.Addr
 	stop := context.AfterFunc(s.ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	query := question(key, edns)
-	co := &mdns.Conn{Conn: conn, UDPSize: 4096}
-	if err := co.WriteMsg(query); err != nil {
+	if err := send(conn, query, network == "tcp"); err != nil {
 		return nil, fmt.Errorf("ask resolver %s over %s: %w", server, network, err)
 	}
-	m, err := s.readAnswer(co, query, network == "tcp")
+	m, err := s.readAnswer(conn, query, network == "tcp")
 	if err != nil {
 		return nil, fmt.Errorf("wait for resolver %s over %s: %w", server, network, err)
 	}
 	return m, nil
 }
 
-// readAnswer waits for the message that answers query and passes over all
-// others: off-path forgers get to try ids, not to end the exchange.
-func (s *Server) readAnswer(co *mdns.Conn, query *mdns.Msg, stream bool) (*mdns.Msg, error) {
-	for {
-		m, err := co.ReadMsg()
-		switch {
-		case err == nil && answers(m, query):
-			return m, nil
-		case m == nil: // the socket's error; an unreadable message comes with m
+// send writes m in one call: over TCP behind its length (RFC 1035 §4.2.2).
+func send(conn net.Conn, m *mdns.Msg, stream bool) error {
+	b, err := m.Pack()
+	if err != nil {
+		return err
+	}
+	if stream {
+		b = append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(b)), uint16(len(b))), b...)
+	}
+	_, err = conn.Write(b)
+	return err
+}
+
+// udpBufferSize holds every answer of a resolver that keeps to ednsSize, and of
+// most that do not.
+const udpBufferSize = 4096
+
+// readAnswer waits for the message that answers query and passes over all other
+// datagrams: forgers get to guess, not to end the exchange.
+func (s *Server) readAnswer(conn net.Conn, query *mdns.Msg, stream bool) (*mdns.Msg, error) {
+	if stream {
+		b, err := readFramed(conn)
+		if err != nil {
 			return nil, err
 		}
-		s.count.upstreamMismatched.Add(1)
-		if stream {
-			return nil, errors.New("the answer is not to the question asked")
+		if m := unpackAnswer(b, query); m != nil {
+			return m, nil
 		}
+		s.count.upstreamMismatched.Add(1)
+		return nil, errors.New("the answer is not to the question asked")
 	}
+	buf := make([]byte, udpBufferSize)
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return nil, err
+		}
+		if m := unpackAnswer(buf[:n], query); m != nil {
+			return m, nil
+		}
+		s.count.upstreamMismatched.Add(1)
+	}
+}
+
+func readFramed(r io.Reader) ([]byte, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, err
+	}
+	b := make([]byte, binary.BigEndian.Uint16(length[:]))
+	_, err := io.ReadFull(r, b)
+	return b, err
+}
+
+// unpackAnswer returns nil for what is not the answer to query.
+func unpackAnswer(b []byte, query *mdns.Msg) *mdns.Msg {
+	m := new(mdns.Msg)
+	if m.Unpack(b) != nil || !answers(m, query) {
+		return nil
+	}
+	return m
 }
 
 // answers reports whether m is a reply to query: id, opcode, and the question
 // unless the server refused to repeat it together with an error.
 func answers(m, query *mdns.Msg) bool {
-	if m == nil || !m.Response || m.Id != query.Id || m.Opcode != query.Opcode {
+	if !m.Response || m.Id != query.Id || m.Opcode != query.Opcode {
 		return false
 	}
 	if len(m.Question) == 0 {

@@ -16,7 +16,8 @@ import (
 // ServeStream answers the queries of one TCP connection from client until the
 // client closes it, stays idle for [Config].IdleTimeout, breaks the framing, or
 // ctx or the server ends. It owns conn and closes it in every case. The error
-// says why it ended; a client that closed or fell silent is no error.
+// says why it ended; a client that closed or fell silent is none, nor is the end
+// of ctx or of the server.
 func (s *Server) ServeStream(ctx context.Context, client netip.Addr, conn net.Conn) error {
 	defer conn.Close()
 	if !s.begin() {
@@ -70,7 +71,7 @@ func (st *stream) readLoop(ctx context.Context) error {
 		select {
 		case st.slots <- struct{}{}:
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil // told to end, or the writer has the error
 		}
 		query, err := st.readQuery()
 		if err != nil || query == nil {
