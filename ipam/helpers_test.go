@@ -125,9 +125,9 @@ var stores = map[string]func(t *testing.T) (s Store, reopen func() Store){
 
 // forEachStore runs f once per implementation of Store.
 func forEachStore(t *testing.T, f func(t *testing.T, s Store, reopen func() Store)) {
-	for name, make := range stores {
+	for name, create := range stores {
 		t.Run(name, func(t *testing.T) {
-			s, reopen := make(t)
+			s, reopen := create(t)
 			f(t, s, reopen)
 		})
 	}

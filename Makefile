@@ -1,0 +1,85 @@
+# usernet: build, test, install. `make` alone prints the targets.
+#
+# Everything here is also plain Go: `go test ./...` needs no make. What make
+# adds is the split into rings, the tools and the report.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+# Where `make install` puts the binaries: $(DESTDIR)$(PREFIX)/bin.
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Packages that are built and tested at once.
+JOBS ?= 2
+# How long `make fuzz-smoke` runs each fuzz target.
+FUZZTIME ?= 5s
+# Narrow a ring to some packages or tests: make unit PKGS=./ipam/ RUN=Quarantine
+PKGS ?= ./...
+RUN ?=
+
+GOLANGCI_VERSION := v2.15.0
+CNITOOL_VERSION := v1.3.1
+
+TOOLS := $(CURDIR)/.tools
+GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
+CNITOOL := $(TOOLS)/cnitool-$(CNITOOL_VERSION)/cnitool
+# Tests find the Go tools of this tree before those of the machine.
+export PATH := $(dir $(CNITOOL)):$(PATH)
+
+# In CI a skipped test is a failed one.
+REPORT = $(GO) run ./internal/testreport $(if $(filter true 1,$(CI)),-no-skips)
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: ## Lint and all three rings, after installing what they need
+	@.ci/stages tools lint unit netns runtimes
+
+.PHONY: unit
+unit: ## Ring 1: no root needed, with the race detector
+	@$(GO) test -json -race -p $(JOBS) -timeout 10m -skip '^TestNetns' -run '$(RUN)' $(PKGS) | $(REPORT)
+
+.PHONY: netns
+netns: ## Ring 2: real TUNs in namespaces that the tests make, with the race detector
+	@$(GO) test -json -race -p $(JOBS) -timeout 10m -count=1 -run '^TestNetns.*$(RUN)' $(PKGS) | $(REPORT)
+
+.PHONY: runtimes
+runtimes: build ## Ring 3: the built binaries with real runtimes and clients; needs root
+	@$(GO) test -json -p 1 -timeout 15m -count=1 -tags runtimes -run '$(RUN)' ./test/... | $(REPORT)
+
+.PHONY: lint
+lint: $(GOLANGCI) ## Format, vet, static checks
+	@for f in .ci/*; do bash -n "$$f"; done
+	@$(GOLANGCI) run --timeout 10m $(PKGS)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Each fuzz target for FUZZTIME (5s)
+	@.ci/fuzz $(FUZZTIME) $(PKGS)
+
+.PHONY: build
+build: ## Static binaries into bin/
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/...
+
+.PHONY: install
+install: build ## The binaries into PREFIX/bin (/usr/local/bin)
+	@install -d '$(DESTDIR)$(PREFIX)/bin'
+	@install -m 0755 bin/usernet bin/usernet-cni '$(DESTDIR)$(PREFIX)/bin/'
+
+.PHONY: tools
+tools: $(GOLANGCI) $(CNITOOL) ## Install what the tests need: Debian packages (as root) and Go tools
+	@.ci/packages
+
+$(GOLANGCI):
+	@.ci/gotool '$@' github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+$(CNITOOL):
+	@.ci/gotool '$@' github.com/containernetworking/cni/cnitool@$(CNITOOL_VERSION)
+
+.PHONY: clean
+clean: ## Remove bin/ and the Go tools
+	@rm -rf bin .tools
