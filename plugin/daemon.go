@@ -165,23 +165,35 @@ func openLog(path string) (*os.File, int64, error) {
 }
 
 // findBinary looks for the usernet executable: where BinaryEnv says, beside
-// this executable, in PATH.
+// this executable, in PATH, and where it is usually installed, because runtimes
+// run plugins with little in their PATH.
 func (i *invocation) findBinary() (string, error) {
 	if path := environ(i.Env).get(BinaryEnv); path != "" {
 		return path, nil
 	}
-	var tried []string
-	if self, err := os.Executable(); err == nil {
-		tried = append(tried, filepath.Dir(self))
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find this executable: %w", err)
 	}
-	tried = append(tried, filepath.SplitList(environ(i.Env).get("PATH"))...)
-	for _, dir := range tried {
+	own, err := os.Stat(self)
+	if err != nil {
+		return "", fmt.Errorf("find this executable: %w", err)
+	}
+	dirs := append([]string{filepath.Dir(self)}, filepath.SplitList(environ(i.Env).get("PATH"))...)
+	dirs = append(dirs, "/usr/local/bin", "/usr/bin")
+	for _, dir := range dirs {
 		path := filepath.Join(dir, "usernet")
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		st, err := os.Stat(path)
+		if err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+			continue
+		}
+		// In a runtime's directory of plugins this very program is called
+		// "usernet", since runtimes find it by the type of the network.
+		if !os.SameFile(st, own) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("no executable \"usernet\" in %s; install it, or set %s", strings.Join(tried, ":"), BinaryEnv)
+	return "", fmt.Errorf("no executable \"usernet\" in %s; install it there, or set %s", strings.Join(dirs, ":"), BinaryEnv)
 }
 
 // daemonEnv is the environment without what describes this one invocation.
