@@ -88,6 +88,10 @@ type Config struct {
 	Hosts []HostEntry
 	// IfName is the interface's name inside. Zero: DefaultIfName.
 	IfName string
+	// Attached, if not nil, is called when the link is made and before the
+	// command can send anything, to start a capture for example. An error
+	// ends the set-up.
+	Attached func(Settings) error
 
 	fault     func(step string) error // tests fail a step of the parent's
 	failChild string                  // tests fail a step of the child's
@@ -385,6 +389,9 @@ func (s *start) attach(ctx context.Context) error {
 		defer cancel()
 		link.Detach(ctx)
 	})
+	if p.cfg.Attached != nil {
+		return p.cfg.Attached(p.settings)
+	}
 	return nil
 }
 
