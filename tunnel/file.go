@@ -105,9 +105,10 @@ func pollable(f *os.File) (*os.File, error) {
 // ReadFrame implements Device.
 func (d *fileDevice) ReadFrame(bufs [][]byte) (int, error) {
 	t := &d.read
-	if !t.load(bufs) {
+	if pieces(bufs) == 0 {
 		return 0, ErrFrame
 	}
+	t.load(bufs)
 	err := d.conn.Read(t.poll)
 	t.unload()
 	if err != nil {
@@ -137,11 +138,11 @@ func (d *fileDevice) readFault(err error) error {
 
 // WriteFrame implements Device.
 func (d *fileDevice) WriteFrame(bufs [][]byte) error {
-	t := d.writes.Get().(*transfer)
-	if !t.load(bufs) {
-		d.writes.Put(t)
+	if !plausible(bufs) {
 		return ErrFrame
 	}
+	t := d.writes.Get().(*transfer)
+	t.load(bufs)
 	// Control, not Write: Write serialises its callers, and a TUN takes
 	// frames from many threads at once.
 	err := d.conn.Control(t.control)
@@ -177,7 +178,7 @@ func deviceError(op string, errno syscall.Errno) error {
 	switch errno {
 	case unix.EBADFD:
 		return ErrGone
-	case unix.EIO:
+	case unix.EIO: // tun_get_user of drivers/net/tun.c, of an interface without IFF_UP
 		return ErrDown
 	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
 		return ErrFull

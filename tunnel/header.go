@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/usernet/usernet/internal/packet"
@@ -176,6 +175,3 @@ func (h *Header) checkGSO(p *packet.Header) error {
 	}
 	return nil
 }
-
-// isFinal reports whether err ends a device.
-func isFinal(err error) bool { return errors.Is(err, ErrGone) }

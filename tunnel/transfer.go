@@ -28,22 +28,16 @@ func (t *transfer) init(trap uintptr) {
 	t.control = func(fd uintptr) { t.run(fd) }
 }
 
-// load points t at bufs; it reports false when there are none or too many.
-func (t *transfer) load(bufs [][]byte) bool {
+// load points t at bufs, of which at most MaxBuffers are not empty.
+func (t *transfer) load(bufs [][]byte) {
 	t.count = 0
 	for _, b := range bufs {
-		if len(b) == 0 {
-			continue
+		if len(b) > 0 {
+			t.iovs[t.count].Base = &b[0]
+			t.iovs[t.count].SetLen(len(b))
+			t.count++
 		}
-		if t.count == len(t.iovs) {
-			t.unload()
-			return false
-		}
-		t.iovs[t.count].Base = &b[0]
-		t.iovs[t.count].SetLen(len(b))
-		t.count++
 	}
-	return t.count > 0
 }
 
 // unload forgets the caller's buffers, so that t does not keep them alive.
