@@ -46,10 +46,13 @@ func (e *DescriptorError) Error() string {
 func (e *DescriptorError) Unwrap() error { return e.Err }
 
 // Validate reports whether f is a TUN descriptor that [Open] can drive: the
-// character device 10:200, attached to an interface as a layer-3 device without
-// packet information and with a 10-byte virtio header. It changes nothing and
-// does not own f. The error is a *DescriptorError that names what f is, or one
-// that matches os.ErrClosed.
+// character device 10:200, attached to an interface as a layer-3 device with a
+// 10-byte virtio header. It changes nothing and does not own f. The error is a
+// *DescriptorError that names what f is, or one that matches os.ErrClosed.
+//
+// A device with packet information headers passes in most cases, because
+// TUNGETIFF uses the bit of IFF_NO_PI to say that no filter is attached
+// (IFF_NOFILTER of linux/if_tun.h). Each of its frames is then malformed.
 func Validate(f *os.File) error {
 	var result error
 	err := control(f, func(fd int) { result = validate(fd) })
