@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -141,7 +142,8 @@ func joinFaults(faults []*types.Error) error {
 
 // fieldError gives what a decoder returned the key and the value it is about.
 func fieldError(key string, raw json.RawMessage, err error) *types.Error {
-	if cni, ok := err.(*types.Error); ok { // decoders return it bare
+	var cni *types.Error
+	if errors.As(err, &cni) {
 		return cni
 	}
 	return badValue(key, raw, err.Error())

@@ -76,12 +76,12 @@ func compact(v any) string {
 // meaning; what has no code of its own is an I/O failure (5), because all that
 // is left by then are system calls.
 func asCNI(err error) *types.Error {
-	if cni, ok := err.(*types.Error); ok { //nolint:errorlint // bare: details stay apart
-		return cni
-	}
 	text := strings.ReplaceAll(err.Error(), "\n", "; ") // of errors.Join
 	var cni *types.Error
 	if errors.As(err, &cni) {
+		if text == cni.Error() {
+			return cni // as it is, with its details apart
+		}
 		return types.NewError(cni.Code, text, "")
 	}
 	code := types.ErrIOFailure
