@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -65,7 +66,8 @@ type ServerConfig struct {
 
 // Serve answers requests on l until ctx ends; then it stops accepting, gives
 // requests under way a few seconds (their contexts end at once) and closes all
-// connections. It returns nil after such an end and owns l in all cases.
+// connections. When it returns no handler runs and every Session has ended. It
+// returns nil after such an end and owns l in all cases.
 //
 // Only peers with the daemon's own effective uid or uid 0 are served.
 func Serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig) error {
@@ -91,10 +93,23 @@ func serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig, allowed f
 		ConnContext:    withConn,
 		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),
 	}
+	// net/http's Close does not wait for handlers; we do, so that the caller
+	// may take down what they use.
+	var conns sync.WaitGroup
+	hs.ConnState = func(_ net.Conn, st http.ConnState) {
+		switch st {
+		case http.StateNew:
+			conns.Add(1)
+		case http.StateClosed:
+			conns.Done()
+		}
+	}
+	defer conns.Wait()
 	done := make(chan error, 1)
 	go acceptLoop(hs, &recvListener{UnixListener: l, allowed: allowed}, done)
 	select {
 	case err := <-done:
+		cancel()
 		hs.Close()
 		return fmt.Errorf("serve control socket: %w", err)
 	case <-ctx.Done():

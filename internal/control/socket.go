@@ -33,6 +33,20 @@ func DefaultSocket() string {
 	return defaultSocket(os.Getenv, os.Geteuid(), string(uidMap))
 }
 
+// DefaultSystem reports whether this process is uid 0 of the initial user
+// namespace: the defaults of paths are then the system's and not a user's.
+func DefaultSystem() bool {
+	uidMap, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		uidMap = []byte(identityMap)
+	}
+	return isSystem(os.Geteuid(), strings.Fields(string(uidMap)))
+}
+
+func isSystem(uid int, uidMap []string) bool {
+	return uid == 0 && strings.Join(uidMap, " ") == identityMap
+}
+
 const identityMap = "0 0 4294967295"
 
 func defaultSocket(getenv func(string) string, uid int, uidMap string) string {
@@ -40,7 +54,7 @@ func defaultSocket(getenv func(string) string, uid int, uidMap string) string {
 		return p
 	}
 	fields := strings.Fields(uidMap)
-	if uid == 0 && strings.Join(fields, " ") == identityMap {
+	if isSystem(uid, fields) {
 		return "/run/usernet/usernet.sock"
 	}
 	if dir := getenv("XDG_RUNTIME_DIR"); dir != "" {

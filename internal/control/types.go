@@ -261,19 +261,19 @@ type Counters struct {
 
 // Flow is one conversation as GET /v1/flows reports it.
 type Flow struct {
+	ID          uint64         `json:"id"` // unique in its network, ascending in time, for the daemon's life
 	Network     string         `json:"network"`
-	Link        string         `json:"link"`           // LinkKey.String
+	Link        string         `json:"link"`           // the container's link: its ID, or its name once it is gone; of peer flows the origin's
 	Peer        string         `json:"peer,omitempty"` // the other link, container to container
 	Direction   string         `json:"direction"`      // egress, ingress, peer, service
-	Proto       string         `json:"proto"`          // tcp, udp, icmp, icmpv6, or a number
+	Proto       string         `json:"proto"`          // tcp, udp, icmp, or a number
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
-	Target      netip.AddrPort `json:"target,omitzero"` // the host side's address when it is not Destination
-	State       string         `json:"state,omitempty"`
+	Target      netip.AddrPort `json:"target,omitzero"`  // where it really leads when that is not Destination
+	Verdict     string         `json:"verdict"`          // FORWARDED, DROPPED, ERROR
+	Reason      string         `json:"reason,omitempty"` // of a drop or error, or how the flow ended
 	Start       time.Time      `json:"start"`
-	Last        time.Time      `json:"last,omitzero"`
-	End         time.Time      `json:"end,omitzero"`
-	Cause       string         `json:"cause,omitempty"` // why it ended
+	End         time.Time      `json:"end,omitzero"` // zero while it lives
 	Counters
 }
 
@@ -285,7 +285,6 @@ type FlowsReply struct {
 // LinkStats are one link's counts since it was attached.
 type LinkStats struct {
 	ID    string            `json:"id"`
-	Flows int               `json:"flows"`
 	Drops map[string]uint64 `json:"drops,omitempty"` // by reason, zero counts left out
 	Counters
 }
