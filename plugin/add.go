@@ -326,7 +326,7 @@ func (a *adding) attach(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("attach %s: %w", a.key(), err)
+		return err // says what was to be attached
 	}
 	a.undo.add(func() {
 		// Closing the connection would do it too, a moment later: too late for a

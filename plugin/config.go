@@ -142,8 +142,7 @@ func joinFaults(faults []*types.Error) error {
 
 // fieldError gives what a decoder returned the key and the value it is about.
 func fieldError(key string, raw json.RawMessage, err error) *types.Error {
-	var cni *types.Error
-	if errors.As(err, &cni) {
+	if cni, ok := errors.AsType[*types.Error](err); ok {
 		return cni
 	}
 	return badValue(key, raw, err.Error())

@@ -76,10 +76,10 @@ func (i *invocation) deleteInterface() error {
 	defer h.Close()
 	err = h.Do(func() error {
 		link, err := netlink.LinkByName(i.params.IfName)
-		if err != nil || link.Attrs().Alias != linkAlias(i.key()) {
-			return nil
+		if err == nil && link.Attrs().Alias == linkAlias(i.key()) {
+			return netns.DeleteLink(i.params.IfName)
 		}
-		return netns.DeleteLink(i.params.IfName)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete %s in CNI_NETNS=%q: %w", i.params.IfName, i.params.Netns, err)

@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -119,8 +120,8 @@ type environ []string
 
 // get returns the last value of a variable, or "".
 func (e environ) get(name string) string {
-	for i := len(e) - 1; i >= 0; i-- {
-		if v, ok := strings.CutPrefix(e[i], name+"="); ok {
+	for _, v := range slices.Backward(e) {
+		if v, ok := strings.CutPrefix(v, name+"="); ok {
 			return v
 		}
 	}

@@ -77,8 +77,7 @@ func compact(v any) string {
 // is left by then are system calls.
 func asCNI(err error) *types.Error {
 	text := strings.ReplaceAll(err.Error(), "\n", "; ") // of errors.Join
-	var cni *types.Error
-	if errors.As(err, &cni) {
+	if cni, ok := errors.AsType[*types.Error](err); ok {
 		if text == cni.Error() {
 			return cni // as it is, with its details apart
 		}
@@ -91,8 +90,7 @@ func asCNI(err error) *types.Error {
 	case errors.Is(err, control.ErrForeign):
 		code = ErrDaemonProtocol
 	default:
-		var ctl *control.Error
-		if errors.As(err, &ctl) {
+		if ctl, ok := errors.AsType[*control.Error](err); ok {
 			code = codeOf(ctl.Code)
 		}
 	}

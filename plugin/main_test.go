@@ -57,7 +57,9 @@ func ipamMain() int {
 	if err != nil {
 		return 2
 	}
-	log.WriteString(line)
+	if _, err := log.WriteString(line); err != nil {
+		return 2
+	}
 	log.Close()
 	fmt.Fprintf(os.Stderr, "testipam says %s\n", verb)
 	lease := filepath.Join(conf.IPAM.Dir, "lease-"+os.Getenv("CNI_CONTAINERID")+"-"+os.Getenv("CNI_IFNAME"))
@@ -80,14 +82,18 @@ func ipamMain() int {
 			return 2
 		}
 	case cmdDel:
-		os.Remove(lease)
+		if err := os.Remove(lease); err != nil && !os.IsNotExist(err) {
+			return 2
+		}
 	}
 	if conf.IPAM.Fail == verb {
-		types.NewError(142, "testipam was told to fail", "").Print()
+		if types.NewError(142, "testipam was told to fail", "").Print() != nil {
+			return 2
+		}
 		return 1
 	}
-	if result != nil {
-		result.Print()
+	if result != nil && result.Print() != nil {
+		return 2
 	}
 	return 0
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -60,7 +61,7 @@ func newBed(t *testing.T) *bed {
 }
 
 // startDaemon starts the real daemon in the host namespace.
-func (b *bed) startDaemon() *exec.Cmd {
+func (b *bed) startDaemon() {
 	b.t.Helper()
 	binary, err := buildUsernet()
 	if err != nil {
@@ -79,7 +80,6 @@ func (b *bed) startDaemon() *exec.Cmd {
 		_, err := b.client.Version(context.Background())
 		return err == nil
 	})
-	return cmd
 }
 
 // config returns a configuration for the bed's daemon; more replaces keys.
@@ -89,9 +89,7 @@ func (b *bed) config(more map[string]any) string {
 		"ipam": map[string]any{"type": "usernet", "ranges": []any{
 			[]any{map[string]any{"subnet": "10.88.0.0/24"}}, []any{map[string]any{"subnet": "fd88::/64"}}}},
 	}
-	for k, v := range more {
-		keys[k] = v
-	}
+	maps.Copy(keys, more)
 	text, err := json.Marshal(keys)
 	if err != nil {
 		b.t.Fatal(err)
@@ -128,7 +126,7 @@ func (b *bed) world(ipamDir string) []string {
 	var world []string
 	for name, ns := range map[string]*netns.Handle{"host": b.host, "container": b.ctr} {
 		nstest.In(b.t, ns, func() error {
-			links, err := netlink.LinkList()
+			links, err := netlink.LinkList() //nolint:forbidigo // nothing else changes this namespace
 			if err != nil {
 				return err
 			}
@@ -136,7 +134,7 @@ func (b *bed) world(ipamDir string) []string {
 				world = append(world, fmt.Sprintf("%s: link %s alias %q", name, l.Attrs().Name, l.Attrs().Alias))
 			}
 			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-				routes, err := netlink.RouteList(nil, family)
+				routes, err := netlink.RouteList(nil, family) //nolint:forbidigo // nothing else changes this namespace
 				if err != nil {
 					return err
 				}
@@ -230,7 +228,7 @@ func TestNetnsAddUndoesEachStep(t *testing.T) {
 			if _, err := b.run(cmdDel, config, nil, "CNI_PATH="+path); err != nil {
 				t.Fatal(err)
 			}
-			for _, step := range append(steps[:len(steps):len(steps)], "del") {
+			for _, step := range append(slices.Clip(steps), "del") {
 				if step != "del" { // the first round compares what the DEL left
 					if err := add(step); !errors.Is(err, errInjected) {
 						t.Fatalf("step %s: got %v", step, err)
@@ -405,8 +403,7 @@ func TestNetnsAddRefuses(t *testing.T) {
 	b := newBed(t)
 	b.startDaemon()
 	nstest.TUN(t, b.ctr, netns.Interface{Name: "eth1", MTU: 1500})
-	taken := nstest.Listen(t, b.host, "tcp", "127.0.0.1:8080")
-	defer taken.Close()
+	nstest.Listen(t, b.host, "tcp", "127.0.0.1:8080")
 	path, dir := installIPAM(t)
 	before := b.world(dir)
 	port := map[string]any{"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 80}}}

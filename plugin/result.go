@@ -41,7 +41,7 @@ func (o *outcome) result(prev *types100.Result) *types100.Result {
 		Name: o.ifName, Mac: o.mac, Mtu: o.mtu, Sandbox: o.sandbox,
 	})
 	for n, a := range o.addrs {
-		ip := &types100.IPConfig{Interface: types100.Int(index), Address: ipNet(a)}
+		ip := &types100.IPConfig{Interface: new(index), Address: ipNet(a)}
 		if gw := o.gateways[n]; gw.IsValid() {
 			ip.Gateway = gw.AsSlice()
 		}

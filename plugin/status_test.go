@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func TestForeignSocket(t *testing.T) {
 			if err != nil {
 				return
 			}
-			c.Write([]byte("220 mail.example ESMTP\r\n"))
+			fmt.Fprint(c, "220 mail.example ESMTP\r\n")
 			c.Close()
 		}
 	}()
