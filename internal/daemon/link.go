@@ -1,0 +1,254 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/netstack"
+	"github.com/usernet/usernet/tunnel"
+)
+
+// link is one container's attachment.
+type link struct {
+	d   *Daemon
+	net *network
+	rec *linkRecord    // not changed once the link is in the tables, but for State
+	sl  *netstack.Link // nil when lost
+
+	session *control.Session // whose end undoes an uncommitted or ephemeral link
+	unbind  func() bool      // stops that
+
+	// Guarded by Daemon.mu.
+	state    control.LinkState
+	removing bool // somebody removes it; the key is locked by them
+	pubs     map[string]*publication
+}
+
+func (l *link) key() control.LinkKey { return l.rec.key() }
+
+// alive reports whether the link still has its device and its maker.
+func (l *link) alive() bool {
+	if l.sl == nil {
+		return false
+	}
+	select {
+	case <-l.sl.Done():
+		return false
+	default:
+	}
+	return !l.orphaned()
+}
+
+// orphaned reports whether the connection that the link depends on has ended.
+func (l *link) orphaned() bool {
+	l.d.mu.Lock()
+	depends := l.state == control.LinkAttaching || l.rec.Ephemeral
+	l.d.mu.Unlock()
+	return depends && l.session != nil && l.session.Context().Err() != nil
+}
+
+// bind ties a link to the connection that made it, with the key locked.
+func (l *link) bind(s *control.Session) {
+	l.session = s
+	l.d.bound.Add(1)
+	stop := context.AfterFunc(s.Context(), l.abandon)
+	l.unbind = func() bool {
+		stopped := stop()
+		if stopped {
+			l.d.bound.Done()
+		}
+		return stopped
+	}
+}
+
+// abandon removes a link whose maker has gone before it committed. It runs
+// once, when the connection ends; Run waits for it.
+func (l *link) abandon() {
+	defer l.d.bound.Done()
+	unlock, err := l.d.keys.lock(context.Background(), l.key())
+	if err != nil {
+		return // the background context has no end
+	}
+	defer unlock()
+	if l.d.link(l.key()) != l || !l.orphaned() {
+		return
+	}
+	if err := l.remove(context.Background(), "its maker went away"); err != nil {
+		l.d.log.Error("link not removed whole", "link", l.key().String(), "err", err)
+	}
+}
+
+// watch removes a link whose device dies. It ends with the device; Run waits
+// for it.
+func (l *link) watch() {
+	defer l.d.watchers.Done()
+	<-l.sl.Done()
+	l.d.mu.Lock()
+	removing := l.removing
+	l.d.mu.Unlock()
+	if removing || l.d.stopping() {
+		return
+	}
+	unlock, err := l.d.keys.lock(context.Background(), l.key())
+	if err != nil {
+		return // the background context has no end
+	}
+	defer unlock()
+	if l.d.link(l.key()) != l {
+		return
+	}
+	reason := "its device ended"
+	if errors.Is(l.sl.Err(), tunnel.ErrGone) {
+		reason = "its namespace died"
+	}
+	if err := l.remove(context.Background(), reason); err != nil {
+		l.d.log.Error("link not removed whole", "link", l.key().String(), "err", err)
+	}
+}
+
+// remove takes a link out of everything, with its key locked: no flow, then no
+// lease, then no record, so that an address is free only when nothing uses it,
+// and a crash in between leaves a record that the next start or DEL clears.
+func (l *link) remove(ctx context.Context, reason string) error {
+	d, key := l.d, l.key()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	d.mu.Lock()
+	l.removing = true
+	d.mu.Unlock()
+	if l.unbind != nil {
+		l.unbind()
+	}
+	var errs []error
+	if l.sl != nil {
+		errs = append(errs, l.sl.Detach(ctx)) // publications end with it
+	}
+	if l.net.pool != nil {
+		errs = append(errs, l.net.pool.Release(ctx, linkOwner(key)))
+	}
+	errs = append(errs, d.store.deleteLink(key))
+	d.mu.Lock()
+	delete(l.net.links, key)
+	l.net.freeNamesLocked(key)
+	d.mu.Unlock()
+	d.poke()
+	err := errors.Join(errs...)
+	d.log.Info("link removed", "link", key.String(), "reason", reason, "err", err)
+	return err
+}
+
+// link returns the link of a key, or nil.
+func (d *Daemon) link(key control.LinkKey) *link {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n := d.networks[key.Network]; n != nil {
+		return n.links[key]
+	}
+	return nil
+}
+
+// linkList returns all links, by id.
+func (d *Daemon) linkList() []*link {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var all []*link
+	for _, n := range d.networks {
+		for _, l := range n.links {
+			all = append(all, l)
+		}
+	}
+	slices.SortFunc(all, func(a, b *link) int { return strings.Compare(a.key().String(), b.key().String()) })
+	return all
+}
+
+func noLink(key control.LinkKey) error {
+	return control.Errorf(control.CodeNotFound, "no link %s", key)
+}
+
+// Commit implements control.Handler.
+func (d *Daemon) Commit(ctx context.Context, key control.LinkKey) error {
+	unlock, err := d.keys.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l := d.link(key)
+	if l == nil || !l.alive() {
+		return noLink(key)
+	}
+	d.mu.Lock()
+	committed := l.state == control.LinkAttached
+	rec := *l.rec
+	rec.Published = l.publishedLocked()
+	d.mu.Unlock()
+	if committed {
+		return nil
+	}
+	rec.State = control.LinkAttached
+	if err := d.store.putLink(&rec); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	l.state = control.LinkAttached
+	d.mu.Unlock()
+	if !l.rec.Ephemeral {
+		l.unbind()
+	}
+	return nil
+}
+
+// Detach implements control.Handler.
+func (d *Daemon) Detach(ctx context.Context, key control.LinkKey) (removed bool, err error) {
+	unlock, err := d.keys.lock(ctx, key)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	l := d.link(key)
+	if l == nil {
+		return false, nil
+	}
+	if err := l.remove(ctx, "detached"); err != nil {
+		return true, err
+	}
+	return true, nil
+}
+
+// GC implements control.Handler: the network's links with the caller's tag
+// that are not in the list go. It goes on past errors and reports them all.
+func (d *Daemon) GC(ctx context.Context, network string, req *control.GCRequest) (*control.GCReply, error) {
+	reply := &control.GCReply{Removed: []string{}}
+	var errs []error
+	for _, l := range d.linkList() {
+		key := l.key()
+		if key.Network != network || l.rec.Owner != req.Owner || slices.Contains(req.Valid, control.LinkName{Container: key.Container, IfName: key.IfName}) {
+			continue
+		}
+		removed, err := d.collect(ctx, l)
+		if removed {
+			reply.Removed = append(reply.Removed, key.String())
+		}
+		errs = append(errs, err)
+	}
+	return reply, errors.Join(errs...)
+}
+
+// collect removes one link unless it has changed hands, or is being made and
+// so cannot be in any list yet.
+func (d *Daemon) collect(ctx context.Context, l *link) (bool, error) {
+	unlock, err := d.keys.lock(ctx, l.key())
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	d.mu.Lock()
+	fresh := l.state == control.LinkAttaching
+	d.mu.Unlock()
+	if d.link(l.key()) != l || fresh && l.alive() {
+		return false, nil
+	}
+	return true, l.remove(ctx, "garbage collected")
+}

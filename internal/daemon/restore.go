@@ -1,0 +1,132 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/ipam"
+)
+
+// restore makes the state on disk and the world agree before anything is
+// served. The descriptors of all recorded links went with the process that held
+// them, so no link survives; what is left of them is:
+//
+//   - an intent: the attach never ended, and its caller saw it fail. Forgotten.
+//   - a link of another boot: its container is gone. Forgotten.
+//   - a link of this boot: its container may live, without a network. It is
+//     listed as lost until DEL, GC or a new ADD.
+//
+// Every lease is released: no interface bears its address any more. Quarantine
+// keeps the address from being given out again at once.
+func (d *Daemon) restore(ctx context.Context) error {
+	networks, links, err := d.store.load()
+	if err != nil {
+		return err
+	}
+	if networks, err = d.applyFile(networks); err != nil {
+		return err
+	}
+	for _, rec := range networks {
+		n, err := d.openNetwork(ctx, rec)
+		if err != nil {
+			return fmt.Errorf("restore: %w", err)
+		}
+		d.mu.Lock()
+		d.networks[rec.Name] = n
+		d.mu.Unlock()
+	}
+	d.refreshRefused()
+	for _, n := range d.networkList() {
+		if n.pool == nil {
+			continue
+		}
+		freed, err := n.pool.Retain(ctx, func(ipam.Owner) bool { return false })
+		if err != nil {
+			return fmt.Errorf("restore: release leases of network %s: %w", n.rec.Name, err)
+		}
+		if len(freed) > 0 {
+			d.log.Info("leases of an earlier daemon released", "network", n.rec.Name, "count", len(freed))
+		}
+	}
+	return d.restoreLinks(links)
+}
+
+func (d *Daemon) restoreLinks(links []*linkRecord) error {
+	var errs []error
+	lost := 0
+	for _, rec := range links {
+		n := d.networks[rec.Network]
+		if n == nil || rec.State == control.LinkAttaching || rec.BootID != d.bootID || rec.Ephemeral {
+			errs = append(errs, d.store.deleteLink(rec.key()))
+			continue
+		}
+		lost++
+		n.links[rec.key()] = &link{d: d, net: n, rec: rec, state: control.LinkLost}
+	}
+	if lost > 0 {
+		d.log.Warn("links of an earlier daemon are lost: their containers have no network until they are attached anew", "count", lost)
+	}
+	return errors.Join(errs...)
+}
+
+// applyFile brings the recorded networks in line with the configuration file,
+// which alone decides about the networks that it defined.
+func (d *Daemon) applyFile(recorded []*networkRecord) ([]*networkRecord, error) {
+	wanted := map[string]*networkRecord{}
+	var out []*networkRecord
+	for _, nc := range d.cfg.File.Networks {
+		req, err := nc.request()
+		if err != nil {
+			return nil, fmt.Errorf("configuration file: network %q: %w", nc.Name, err)
+		}
+		rec, err := newRecord(req, control.SourceConfig, nil)
+		if err != nil {
+			return nil, fmt.Errorf("configuration file: %w", err)
+		}
+		wanted[rec.Name] = rec
+		out = append(out, rec)
+	}
+	for _, rec := range recorded {
+		want := wanted[rec.Name]
+		switch {
+		case want != nil && want.sameDefinition(rec):
+			*want = *rec // keeps the time of creation
+			delete(wanted, rec.Name)
+		case want == nil && rec.Source != control.SourceConfig:
+			out = append(out, rec)
+		default:
+			if err := d.store.deleteNetwork(rec.Name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, rec := range wanted {
+		if err := d.store.putNetwork(rec); err != nil {
+			return nil, err
+		}
+	}
+	return out, overlapping(out)
+}
+
+// overlapping names two networks that share addresses.
+func overlapping(recs []*networkRecord) error {
+	type owned struct {
+		prefix netip.Prefix
+		name   string
+	}
+	var seen []owned
+	for _, r := range recs {
+		for _, p := range r.prefixes() {
+			for _, o := range seen {
+				if o.prefix.Overlaps(p) {
+					return control.Errorf(control.CodeNetworkExists, "networks %s (%v) and %s (%v) overlap; change one in the configuration file, or remove the other with the configuration file set aside", o.name, o.prefix, r.Name, p)
+				}
+			}
+			seen = append(seen, owned{p, r.Name})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/usernet/usernet/internal/control"
+)
+
+// checkAttach checks everything about a request that can be checked without
+// the world. Addresses are unmapped in place.
+func (d *Daemon) checkAttach(req *control.AttachRequest) error {
+	if err := req.Key().Validate(); err != nil {
+		return err
+	}
+	if err := checkMTU(req.MTU); err != nil {
+		return err
+	}
+	if req.BootID != "" && req.BootID != d.bootID {
+		return control.Errorf(control.CodeInvalid, "bootID %q is not this machine's boot %q: the caller's and the daemon's machines differ", req.BootID, d.bootID)
+	}
+	if err := checkAttachAddrs(req); err != nil {
+		return err
+	}
+	if req.Hostname != "" && !validDNSName(req.Hostname) {
+		return control.Errorf(control.CodeInvalid, "hostname %q: want DNS labels of letters, digits, '-' and '_', 63 bytes each at most", req.Hostname)
+	}
+	for _, a := range req.Aliases {
+		if !validDNSName(a) {
+			return control.Errorf(control.CodeInvalid, "alias %q: want DNS labels of letters, digits, '-' and '_', 63 bytes each at most", a)
+		}
+	}
+	for i := range req.Publications {
+		if err := checkPublication(&req.Publications[i]); err != nil {
+			return err
+		}
+	}
+	return checkDNSConf(req.DNS)
+}
+
+func checkAttachAddrs(req *control.AttachRequest) error {
+	if len(req.Addrs) > 0 && (len(req.Sets) > 0 || len(req.IPs) > 0) {
+		return control.Errorf(control.CodeInvalid, "addrs (leased elsewhere) exclude sets and ips (to be leased here)")
+	}
+	if len(req.Gateways) > 0 && len(req.Addrs) == 0 {
+		return control.Errorf(control.CodeInvalid, "gateways %v without addrs: the gateways of ranges are in sets", req.Gateways)
+	}
+	seen := map[netip.Addr]bool{}
+	for i, a := range req.IPs {
+		req.IPs[i] = a.Unmap()
+		if !a.IsValid() || a.Zone() != "" || seen[a] {
+			return control.Errorf(control.CodeInvalid, "ips: %q is no address, has a zone, or comes twice", a)
+		}
+		seen[a] = true
+	}
+	for i, p := range req.Addrs {
+		if !p.IsValid() || p.Addr().Is4In6() || seen[p.Addr()] {
+			return control.Errorf(control.CodeInvalid, "addrs: %v is no address with a prefix length, or comes twice", p)
+		}
+		seen[p.Addr()] = true
+		for _, q := range req.Addrs[:i] {
+			if p.Addr().Is4() == q.Addr().Is4() && p.Masked() != q.Masked() {
+				return control.Errorf(control.CodeInvalid, "addrs: %v and %v are of different subnets; a network has one per family", q, p)
+			}
+		}
+	}
+	for i, g := range req.Gateways {
+		if g.IsValid() { // absent gateways of a family come as invalid ones
+			req.Gateways[i] = g.Unmap()
+		}
+	}
+	return nil
+}
+
+func checkPublication(p *control.PublicationSpec) error {
+	p.Proto = strings.ToLower(p.Proto)
+	switch {
+	case p.Proto != "tcp" && p.Proto != "udp":
+		return control.Errorf(control.CodeInvalid, "publication of port %d: protocol %q, want tcp or udp", p.Port, p.Proto)
+	case p.Port == 0:
+		return control.Errorf(control.CodeInvalid, "publication of host port %d: the container's port is 0", p.HostPort)
+	case p.HostIP.IsValid() && (p.HostIP.IsMulticast() || p.HostIP.Unmap() == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
+		return control.Errorf(control.CodeInvalid, "publication of port %d: host address %v is not one of a host", p.Port, p.HostIP)
+	}
+	if p.HostIP.IsValid() {
+		p.HostIP = p.HostIP.Unmap()
+	}
+	return nil
+}
+
+func checkDNSConf(c *control.DNSConf) error {
+	if c == nil {
+		return nil
+	}
+	for _, s := range slices.Concat(c.Nameservers) {
+		if !s.IsValid() {
+			return control.Errorf(control.CodeInvalid, "dns: a nameserver is no address")
+		}
+	}
+	// They end as lines of a resolv.conf, where white space would begin
+	// another word or line.
+	for _, s := range slices.Concat([]string{c.Domain}, c.Search, c.Options) {
+		if strings.ContainsAny(s, " \t\r\n\x00") || len(s) > 255 {
+			return control.Errorf(control.CodeInvalid, "dns: %q holds white space or is over 255 bytes", s)
+		}
+	}
+	return nil
+}
