@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +17,12 @@ const cloneDevice = "/dev/net/tun"
 // DefaultMTU is the MTU of a device created with Options.MTU zero, in bytes.
 const DefaultMTU = 1500
 
+// DefaultQueueLen is the transmit queue of a device created with
+// Options.QueueLen zero, in frames, as an Ethernet device has it. With the 500
+// of the TUN driver a container's bursts of 1,000 UDP datagrams lost 10 to 16 %
+// on a busy machine of two cores, with 1,000 at most 1 %, with 2,000 none.
+const DefaultQueueLen = 1000
+
 // temporaryName is the template for devices without a wanted name; the kernel
 // replaces %d by the first free number, in one step.
 const temporaryName = "un%d"
@@ -28,6 +35,9 @@ type Options struct {
 	Name string
 	// MTU in bytes; 0 means DefaultMTU.
 	MTU int
+	// QueueLen is how many frames from the container wait for the reader;
+	// more are lost. 0 means DefaultQueueLen.
+	QueueLen int
 }
 
 // Create makes a TUN device in the calling thread's network namespace and
@@ -40,23 +50,18 @@ type Options struct {
 //
 // Callers that care about the namespace hold runtime.LockOSThread.
 func Create(o Options) (*os.File, error) {
-	name := o.Name
-	if name == "" {
-		name = temporaryName
-	}
-	mtu := o.MTU
-	if mtu == 0 {
-		mtu = DefaultMTU
-	}
-	f, err := create(name, mtu)
+	o.Name = cmp.Or(o.Name, temporaryName)
+	o.MTU = cmp.Or(o.MTU, DefaultMTU)
+	o.QueueLen = cmp.Or(o.QueueLen, DefaultQueueLen)
+	f, err := create(o)
 	if err != nil {
-		return nil, fmt.Errorf("create TUN %q: %w", name, err)
+		return nil, fmt.Errorf("create TUN %q: %w", o.Name, err)
 	}
 	return f, nil
 }
 
-func create(name string, mtu int) (*os.File, error) {
-	ifr, err := unix.NewIfreq(name)
+func create(o Options) (*os.File, error) {
+	ifr, err := unix.NewIfreq(o.Name)
 	if err != nil {
 		return nil, fmt.Errorf("interface name is empty or longer than %d bytes: %w", unix.IFNAMSIZ-1, err)
 	}
@@ -76,7 +81,7 @@ func create(name string, mtu int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setMTU(kernelName, mtu); err != nil {
+	if err := size(kernelName, o.MTU, o.QueueLen); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -103,14 +108,18 @@ func negotiate(fd int) (*os.File, string, error) {
 	return dev.File(), name, nil
 }
 
-// setMTU sets the MTU of an interface in the calling thread's namespace.
-func setMTU(name string, mtu int) error {
+// size sets the MTU and the queue of an interface in the calling thread's
+// namespace.
+func size(name string, mtu, queue int) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("look up interface %s: %w", name, err)
 	}
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
 		return fmt.Errorf("set MTU %d on %s: %w", mtu, name, err)
+	}
+	if err := netlink.LinkSetTxQLen(link, queue); err != nil {
+		return fmt.Errorf("set queue length %d on %s: %w", queue, name, err)
 	}
 	return nil
 }

@@ -77,8 +77,8 @@ func TestNetnsCreateMakesADeviceThatIsReadyToOpen(t *testing.T) {
 		t.Errorf("MTU = %d, want 65520", mtu)
 	}
 	offloads := nstest.Exec(t, ns, "ip", "-details", "link", "show", "un0")
-	if !strings.Contains(offloads, "vnet_hdr on") {
-		t.Errorf("un0 has no virtio headers:\n%s", offloads)
+	if !strings.Contains(offloads, "vnet_hdr on") || !strings.Contains(offloads, "qlen 1000") {
+		t.Errorf("un0 has no virtio headers or no queue of 1000:\n%s", offloads)
 	}
 	// The only descriptor: the device goes with it.
 	f.Close()

@@ -54,15 +54,21 @@ func TestNetnsTunMovedReportsNamespaceDeath(t *testing.T) {
 // alive that everybody else has left, without a sign. It is why Create is called
 // outside.
 func TestNetnsTunOpenedInsidePinsNamespace(t *testing.T) {
-	ns := nstest.NewNS(t)
-	other := nstest.NewNS(t)
-	nstest.Veth(t, ns, other) // its end in other goes when the namespace dies
+	ns, other := nstest.NewNS(t), nstest.NewNS(t)
+	_, pinned := nstest.Veth(t, ns, other) // its end in other goes when ns dies
 	f := createIn(t, ns, tunnel.Options{Name: "eth0"})
 	ns.Close()
-	// The death of a namespace takes the kernel some tens of milliseconds.
-	time.Sleep(200 * time.Millisecond)
-	if n := len(interfaces(t, other)); n != 1 {
-		t.Fatalf("the namespace died although a TUN made inside is open: %d interfaces left outside, want 1", n)
+	// The kernel clears namespaces away in the order of their deaths: when one
+	// that died later is gone, the first would be.
+	later := nstest.NewNS(t)
+	_, control := nstest.Veth(t, later, other)
+	later.Close()
+	nstest.WaitFor(t, 10*time.Second, func() bool {
+		_, there := interfaces(t, other)[control]
+		return !there
+	})
+	if _, there := interfaces(t, other)[pinned]; !there {
+		t.Fatal("the namespace died although a TUN made inside is open")
 	}
 	if err := tunnel.Validate(f); err != nil {
 		t.Errorf("TUN made inside: %v", err)

@@ -15,7 +15,8 @@ import (
 //
 // IPv6 addresses are usable at once (no duplicate detection) and stay when the
 // interface goes down; router advertisements are not listened to and no
-// link-local address is made, so that an idle interface is silent.
+// link-local address is made, so that an idle interface is silent. That is right
+// for a TUN; IPv6 on a medium with addresses of its own would need the latter.
 //
 // Errors match [ErrInvalid] and *StepError.
 func Configure(cfg Interface) error { return configure(cfg, nil) }

@@ -3,7 +3,9 @@ package netns_test
 import (
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/usernet/usernet/internal/nstest"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m) }
+func TestMain(m *testing.M) { nstest.Main(m, func() error { return goleak.Find() }) }

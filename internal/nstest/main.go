@@ -22,20 +22,36 @@ const childVar = "USERNET_NSTEST_CHILD"
 var noChild error
 
 // Main runs a package's tests with the rights that TestNetns tests need, as far
-// as they can be had, and exits. It is called from TestMain.
-func Main(m *testing.M) {
+// as they can be had, and exits. It is called from TestMain. When the tests have
+// passed, each of checks must, too: a search for leaked goroutines, say.
+func Main(m *testing.M, checks ...func() error) {
 	if os.Getenv(childVar) != "" {
-		os.Exit(runChild(m))
+		os.Exit(runChild(m, checks))
 	}
 	if os.Geteuid() == 0 {
-		os.Exit(m.Run())
+		os.Exit(run(m, checks))
 	}
 	cmd, err := startChild()
 	if err != nil {
 		noChild = err
-		os.Exit(m.Run())
+		os.Exit(run(m, checks))
 	}
 	os.Exit(exitCode(cmd.Wait()))
+}
+
+// run runs the tests and then the checks.
+func run(m *testing.M, checks []func() error) int {
+	code := m.Run()
+	for _, check := range checks {
+		if code != 0 {
+			break
+		}
+		if err := check(); err != nil {
+			fmt.Fprintf(os.Stderr, "nstest: after the tests: %v\n", err)
+			code = 1
+		}
+	}
+	return code
 }
 
 // startChild starts this program again as root of new namespaces.
@@ -61,7 +77,7 @@ func startChild() (*exec.Cmd, error) {
 
 // runChild prepares the new namespaces and runs the tests: plain tests of the
 // same package expect a loopback interface.
-func runChild(m *testing.M) int {
+func runChild(m *testing.M, checks []func() error) int {
 	err := errors.Join(
 		os.NewSyscallError("mount / private", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")),
 		netns.LoopbackUp(),
@@ -70,7 +86,7 @@ func runChild(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "nstest: prepare the tests' namespaces: %v\n", err)
 		return 1
 	}
-	return m.Run()
+	return run(m, checks)
 }
 
 // exitCode is the exit status that a child's end asks of its parent.

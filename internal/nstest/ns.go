@@ -104,9 +104,29 @@ func Veth(t testing.TB, a, b *netns.Handle, cidrs ...string) (nameA, nameB strin
 	for i, c := range cidrs {
 		addrs[i%2] = append(addrs[i%2], netip.MustParsePrefix(c))
 	}
-	In(t, a, func() error { return netns.Configure(netns.Interface{Name: nameA, Addrs: addrs[0]}) })
-	In(t, b, func() error { return netns.Configure(netns.Interface{Name: nameB, Addrs: addrs[1]}) })
+	In(t, a, func() error { return plugIn(nameA, addrs[0]) })
+	In(t, b, func() error { return plugIn(nameB, addrs[1]) })
 	return nameA, nameB
+}
+
+// plugIn configures one end of a cable. Unlike netns.Configure it leaves the
+// kernel to make a link-local address, without which Ethernet has no neighbour
+// discovery for what it forwards, and only spares it the search for duplicates.
+func plugIn(name string, addrs []netip.Prefix) error {
+	if err := netns.SetSysctl("ipv6/conf/"+name+"/accept_dad", "0"); err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	for _, p := range addrs {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("add address %v to %s: %w", p, name, err)
+		}
+	}
+	return netlink.LinkSetUp(link)
 }
 
 // Route adds a route to dst ("10.0.0.0/8", "::/0") through the router via.

@@ -9,9 +9,8 @@ import (
 )
 
 // QueueLen is the number of frames that one direction of a Pair holds before
-// WriteFrame returns tunnel.ErrFull; a TUN has as many (TUN_READQ_SIZE of
-// drivers/net/tun.c).
-const QueueLen = 500
+// WriteFrame returns tunnel.ErrFull.
+const QueueLen = tunnel.DefaultQueueLen
 
 // Poison is what ReadFrame fills its caller's buffers with before it scatters a
 // frame over them.
