@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -52,6 +53,7 @@ func fragmentIPv4(h *Header, pkt []byte, mtu int, id uint16, emit func([]byte) e
 	}
 	buf := fragmentBuffers.Get().(*[]byte)
 	defer fragmentBuffers.Put(buf)
+	*buf = slices.Grow((*buf)[:0], min(mtu, maxIPLen))
 	data := pkt[ihl:]
 	for off := 0; off < len(data); off += room {
 		part := data[off:min(off+room, len(data))]
@@ -94,6 +96,7 @@ func fragmentIPv6(h *Header, pkt []byte, mtu int, id uint32, emit func([]byte) e
 	}
 	buf := fragmentBuffers.Get().(*[]byte)
 	defer fragmentBuffers.Put(buf)
+	*buf = slices.Grow((*buf)[:0], min(mtu, maxIPLen))
 	data := pkt[fixed:]
 	for off := 0; off < len(data); off += room {
 		part := data[off:min(off+room, len(data))]

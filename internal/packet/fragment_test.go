@@ -61,12 +61,12 @@ func join(t testing.TB, r *Reassembler, frags [][]byte) []byte {
 	return nil
 }
 
-// cleared is what a packet looks like after fragments: DF is gone, the IPv4
-// identification is id.
+// cleared is what a packet looks like after fragments: IPv4's DF and reserved
+// bit are gone, its identification is id.
 func cleared(pkt []byte, id uint16) []byte {
 	pkt = bytes.Clone(pkt)
 	if pkt[0]>>4 == 4 {
-		pkt[4], pkt[5], pkt[6] = byte(id>>8), byte(id), pkt[6]&^0x40
+		pkt[4], pkt[5], pkt[6] = byte(id>>8), byte(id), pkt[6]&^0xc0
 		reseal(pkt)
 	}
 	return pkt
@@ -190,7 +190,7 @@ func TestFragmentsErrors(t *testing.T) {
 	full := errors.New("full")
 	for _, pkt := range [][]byte{ip4(17, 0, nil, udp(pattern(5000)...)), ip6(17, udp(pattern(5000)...)), ip6(17, udp())} {
 		n := 0
-		if err := Fragments(pkt, 1500, 1, func([]byte) error { n++; return full }); err != full || n != 1 {
+		if err := Fragments(pkt, 1500, 1, func([]byte) error { n++; return full }); !errors.Is(err, full) || n != 1 {
 			t.Errorf("after an error of emit: %v, called %d times", err, n)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/gopacket/gopacket"
@@ -73,7 +74,7 @@ func TestAppendICMPErrorKinds(t *testing.T) {
 	} {
 		for _, orig := range [][]byte{ip4(17, 0, nil, udp(1)), ip6(0, opts6(60), opts6(17), udp(1))} {
 			h := parse(t, orig)
-			from, layer := gw4, gopacket.LayerType(layers.LayerTypeIPv4)
+			from, layer := gw4, layers.LayerTypeIPv4
 			if h.Version == 6 {
 				from, layer = gw6, layers.LayerTypeIPv6
 			}
@@ -209,7 +210,7 @@ func FuzzICMPError(f *testing.F) {
 	f.Fuzz(func(t *testing.T, orig []byte, kind uint8, mtu int) {
 		before := bytes.Clone(orig)
 		for _, from := range []netip.Addr{gw4, gw6} {
-			got := AppendICMPError(nil, ErrorKind(kind), from, mtu, orig[:len(orig):len(orig)])
+			got := AppendICMPError(nil, ErrorKind(kind), from, mtu, slices.Clip(orig))
 			if len(got) == 0 {
 				continue
 			}

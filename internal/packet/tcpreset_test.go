@@ -32,7 +32,7 @@ func TestAppendTCPReset(t *testing.T) {
 				if h.Src != o.Dst || h.Dst != o.Src || !ValidL4Checksum(&h, [][]byte{got}) {
 					t.Errorf("%s: %+v", c.name, h)
 				}
-				layer := gopacket.LayerType(layers.LayerTypeIPv4)
+				layer := layers.LayerTypeIPv4
 				if h.Version == 6 {
 					layer = layers.LayerTypeIPv6
 				}

@@ -43,79 +43,79 @@ var protocols = []struct {
 	{"hopopt", 0, 0},
 }
 
-func destinations() []destination {
-	outside := reject(ReasonNoSuchLink) // from the host, all that is no link
-	return []destination{
-		{"link", "10.5.0.9", "fd05::9", all(to(TargetLink)), to(TargetLink)},
-		{"no link", "10.5.0.77", "fd05::77", all(reject(ReasonNoSuchLink)), outside},
-		{"network address", "10.5.0.0", "fd05::", all(drop(ReasonBroadcast)), drop(ReasonBroadcast)},
-		{"network broadcast", "10.5.0.255", "", all(drop(ReasonBroadcast)), drop(ReasonBroadcast)},
-		{"highest address", "", "fd05::ffff:ffff:ffff:ffff", all(reject(ReasonNoSuchLink)), outside},
-		{"gateway", "10.5.0.1", "fd05::1", map[string]Verdict{
-			"tcp/53": to(TargetDNS), "udp/53": to(TargetDNS), "icmp": to(TargetGateway),
-			"tcp/8080": {Action: Forward, Target: TargetHostService, Addr: addrPort("127.0.0.1:80")},
-			"udp/8125": {Action: Forward, Target: TargetHostService, Addr: addrPort("[::1]:8125")},
-			"*":        reject(ReasonNoService),
-		}, reject(ReasonNoService)},
-		{"other network", "10.6.0.9", "fd06::9", all(reject(ReasonOtherNetwork)), reject(ReasonOtherNetwork)},
-		{"public", "1.1.1.1", "2606:4700::1111", all(to(TargetEgress)), outside},
-		{"private", "10.77.0.1", "fd77::1", all(to(TargetEgress)), outside},
-		{"shared", "100.64.0.1", "", all(to(TargetEgress)), outside},
-		{"loopback", "127.0.0.1", "::1", all(reject(ReasonLoopback)), outside},
-		{"loopback end", "127.255.255.255", "", all(reject(ReasonLoopback)), outside},
-		{"unspecified", "0.0.0.0", "::", all(reject(ReasonThisNetwork)), outside},
-		{"this network", "0.1.2.3", "", all(reject(ReasonThisNetwork)), outside},
-		{"host address", "192.0.2.7", "2001:db8::7", all(reject(ReasonHostAddress)), outside},
-		{"host bridge", "10.99.0.1", "", all(reject(ReasonHostAddress)), outside},
-		{"host link-local", "", "fe80::7", all(reject(ReasonHostAddress)), outside},
-		{"host broadcast", "192.0.2.255", "", all(drop(ReasonBroadcast)), outside},
-		{"link-local", "169.254.7.7", "fe80::1", all(reject(ReasonLinkLocal)), outside},
-		{"metadata", "169.254.169.254", "fd00:ec2::254", all(reject(ReasonMetadata)), outside},
-		{"metadata ECS", "169.254.170.2", "fd00:ec2::23", all(reject(ReasonMetadata)), outside},
-		{"metadata Azure", "168.63.129.16", "", all(reject(ReasonMetadata)), outside},
-		{"metadata Alibaba", "100.100.100.200", "", all(reject(ReasonMetadata)), outside},
-		{"metadata Oracle", "192.0.0.192", "", all(reject(ReasonMetadata)), outside},
-		{"metadata GCP", "", "fd20:ce::254", all(reject(ReasonMetadata)), outside},
-		{"metadata OpenStack", "", "fe80::a9fe:a9fe", all(reject(ReasonMetadata)), outside},
-		{"multicast", "224.0.0.251", "ff02::fb", all(drop(ReasonMulticast)), drop(ReasonMulticast)},
-		{"multicast end", "239.255.255.255", "ff0e::1", all(drop(ReasonMulticast)), drop(ReasonMulticast)},
-		{"broadcast", "255.255.255.255", "", all(drop(ReasonBroadcast)), drop(ReasonBroadcast)},
-		{"reserved", "240.0.0.1", "", all(reject(ReasonReserved)), outside},
-		{"NAT64 public", "", "64:ff9b::1.1.1.1", all(to(TargetEgress)), outside},
-		{"NAT64 loopback", "", "64:ff9b::127.0.0.1", all(reject(ReasonEmbedded)), outside},
-		{"NAT64 metadata", "", "64:ff9b::169.254.169.254", all(reject(ReasonEmbedded)), outside},
-		{"NAT64 host address", "", "64:ff9b::192.0.2.7", all(reject(ReasonEmbedded)), outside},
-		{"NAT64 link", "", "64:ff9b::10.5.0.9", all(reject(ReasonEmbedded)), outside},
-		{"NAT64 gateway", "", "64:ff9b::10.5.0.1", all(reject(ReasonEmbedded)), outside},
-		{"NAT64 other network", "", "64:ff9b::10.6.0.9", all(reject(ReasonEmbedded)), outside},
-		{"NAT64 multicast", "", "64:ff9b::224.0.0.1", all(reject(ReasonEmbedded)), outside},
-		{"local NAT64 public", "", "64:ff9b:1::1.1.1.1", all(to(TargetEgress)), outside},
-		{"local NAT64 public, other /96", "", "64:ff9b:1:fffe::8.8.4.4", all(to(TargetEgress)), outside},
-		{"local NAT64 loopback", "", "64:ff9b:1::127.0.0.1", all(reject(ReasonEmbedded)), outside},
-		{"local NAT64 /64 public", "", "64:ff9b:1:7:08:0808:0800:0", all(to(TargetEgress)), outside},
-		{"local NAT64 /64 loopback", "", "64:ff9b:1:7:7f:0:100:0", all(reject(ReasonEmbedded)), outside},
-		{"local NAT64 /56 metadata", "", "64:ff9b:1:7a9:fe:a9fe::", all(reject(ReasonEmbedded)), outside},
-		{"local NAT64 /48 metadata", "", "64:ff9b:1:a9fe:a9:fe00::", all(reject(ReasonEmbedded)), outside},
-		{"local NAT64 /48 public", "", "64:ff9b:1:0808:8:800::", all(to(TargetEgress)), outside},
-		{"6to4 public", "", "2002:101:101::1", all(to(TargetEgress)), outside},
-		{"6to4 loopback", "", "2002:7f00:1::1", all(reject(ReasonEmbedded)), outside},
-		{"6to4 host address", "", "2002:c000:207::", all(reject(ReasonEmbedded)), outside},
-		{"Teredo public", "", "2001:0:101:101:0:0:f7f7:f7f7", all(to(TargetEgress)), outside},
-		{"Teredo server loopback", "", "2001:0:7f00:1:0:0:f7f7:f7f7", all(reject(ReasonEmbedded)), outside},
-		{"Teredo client metadata", "", "2001:0:101:101:0:0:5601:5601", all(reject(ReasonEmbedded)), outside},
-		{"ISATAP public", "", "2606:4700::5efe:101:101", all(to(TargetEgress)), outside},
-		{"ISATAP loopback", "", "2606:4700::5efe:7f00:1", all(reject(ReasonEmbedded)), outside},
-		{"ISATAP global bit, loopback", "", "2606:4700::200:5efe:7f00:1", all(reject(ReasonEmbedded)), outside},
-		{"compatible loopback", "", "::127.0.0.1", all(reject(ReasonEmbedded)), outside},
-		{"translated metadata", "", "::ffff:0:169.254.169.254", all(reject(ReasonEmbedded)), outside},
-	}
+// outside is what the host gets for all that is no link.
+var outside = reject(ReasonNoSuchLink)
+
+var destinations = []destination{
+	{"link", "10.5.0.9", "fd05::9", all(to(TargetLink)), to(TargetLink)},
+	{"no link", "10.5.0.77", "fd05::77", all(reject(ReasonNoSuchLink)), outside},
+	{"network address", "10.5.0.0", "fd05::", all(drop(ReasonBroadcast)), drop(ReasonBroadcast)},
+	{"network broadcast", "10.5.0.255", "", all(drop(ReasonBroadcast)), drop(ReasonBroadcast)},
+	{"highest address", "", "fd05::ffff:ffff:ffff:ffff", all(reject(ReasonNoSuchLink)), outside},
+	{"gateway", "10.5.0.1", "fd05::1", map[string]Verdict{
+		"tcp/53": to(TargetDNS), "udp/53": to(TargetDNS), "icmp": to(TargetGateway),
+		"tcp/8080": {Action: Forward, Target: TargetHostService, Addr: addrPort("127.0.0.1:80")},
+		"udp/8125": {Action: Forward, Target: TargetHostService, Addr: addrPort("[::1]:8125")},
+		"*":        reject(ReasonNoService),
+	}, reject(ReasonNoService)},
+	{"other network", "10.6.0.9", "fd06::9", all(reject(ReasonOtherNetwork)), reject(ReasonOtherNetwork)},
+	{"public", "1.1.1.1", "2606:4700::1111", all(to(TargetEgress)), outside},
+	{"private", "10.77.0.1", "fd77::1", all(to(TargetEgress)), outside},
+	{"shared", "100.64.0.1", "", all(to(TargetEgress)), outside},
+	{"loopback", "127.0.0.1", "::1", all(reject(ReasonLoopback)), outside},
+	{"loopback end", "127.255.255.255", "", all(reject(ReasonLoopback)), outside},
+	{"unspecified", "0.0.0.0", "::", all(reject(ReasonThisNetwork)), outside},
+	{"this network", "0.1.2.3", "", all(reject(ReasonThisNetwork)), outside},
+	{"host address", "192.0.2.7", "2001:db8::7", all(reject(ReasonHostAddress)), outside},
+	{"host bridge", "10.99.0.1", "", all(reject(ReasonHostAddress)), outside},
+	{"host link-local", "", "fe80::7", all(reject(ReasonHostAddress)), outside},
+	{"host broadcast", "192.0.2.255", "", all(drop(ReasonBroadcast)), outside},
+	{"link-local", "169.254.7.7", "fe80::1", all(reject(ReasonLinkLocal)), outside},
+	{"metadata", "169.254.169.254", "fd00:ec2::254", all(reject(ReasonMetadata)), outside},
+	{"metadata ECS", "169.254.170.2", "fd00:ec2::23", all(reject(ReasonMetadata)), outside},
+	{"metadata Azure", "168.63.129.16", "", all(reject(ReasonMetadata)), outside},
+	{"metadata Alibaba", "100.100.100.200", "", all(reject(ReasonMetadata)), outside},
+	{"metadata Oracle", "192.0.0.192", "", all(reject(ReasonMetadata)), outside},
+	{"metadata GCP", "", "fd20:ce::254", all(reject(ReasonMetadata)), outside},
+	{"metadata OpenStack", "", "fe80::a9fe:a9fe", all(reject(ReasonMetadata)), outside},
+	{"multicast", "224.0.0.251", "ff02::fb", all(drop(ReasonMulticast)), drop(ReasonMulticast)},
+	{"multicast end", "239.255.255.255", "ff0e::1", all(drop(ReasonMulticast)), drop(ReasonMulticast)},
+	{"broadcast", "255.255.255.255", "", all(drop(ReasonBroadcast)), drop(ReasonBroadcast)},
+	{"reserved", "240.0.0.1", "", all(reject(ReasonReserved)), outside},
+	{"NAT64 public", "", "64:ff9b::1.1.1.1", all(to(TargetEgress)), outside},
+	{"NAT64 loopback", "", "64:ff9b::127.0.0.1", all(reject(ReasonEmbedded)), outside},
+	{"NAT64 metadata", "", "64:ff9b::169.254.169.254", all(reject(ReasonEmbedded)), outside},
+	{"NAT64 host address", "", "64:ff9b::192.0.2.7", all(reject(ReasonEmbedded)), outside},
+	{"NAT64 link", "", "64:ff9b::10.5.0.9", all(reject(ReasonEmbedded)), outside},
+	{"NAT64 gateway", "", "64:ff9b::10.5.0.1", all(reject(ReasonEmbedded)), outside},
+	{"NAT64 other network", "", "64:ff9b::10.6.0.9", all(reject(ReasonEmbedded)), outside},
+	{"NAT64 multicast", "", "64:ff9b::224.0.0.1", all(reject(ReasonEmbedded)), outside},
+	{"local NAT64 public", "", "64:ff9b:1::1.1.1.1", all(to(TargetEgress)), outside},
+	{"local NAT64 public, other /96", "", "64:ff9b:1:fffe::8.8.4.4", all(to(TargetEgress)), outside},
+	{"local NAT64 loopback", "", "64:ff9b:1::127.0.0.1", all(reject(ReasonEmbedded)), outside},
+	{"local NAT64 /64 public", "", "64:ff9b:1:7:08:0808:0800:0", all(to(TargetEgress)), outside},
+	{"local NAT64 /64 loopback", "", "64:ff9b:1:7:7f:0:100:0", all(reject(ReasonEmbedded)), outside},
+	{"local NAT64 /56 metadata", "", "64:ff9b:1:7a9:fe:a9fe::", all(reject(ReasonEmbedded)), outside},
+	{"local NAT64 /48 metadata", "", "64:ff9b:1:a9fe:a9:fe00::", all(reject(ReasonEmbedded)), outside},
+	{"local NAT64 /48 public", "", "64:ff9b:1:0808:8:800::", all(to(TargetEgress)), outside},
+	{"6to4 public", "", "2002:101:101::1", all(to(TargetEgress)), outside},
+	{"6to4 loopback", "", "2002:7f00:1::1", all(reject(ReasonEmbedded)), outside},
+	{"6to4 host address", "", "2002:c000:207::", all(reject(ReasonEmbedded)), outside},
+	{"Teredo public", "", "2001:0:101:101:0:0:f7f7:f7f7", all(to(TargetEgress)), outside},
+	{"Teredo server loopback", "", "2001:0:7f00:1:0:0:f7f7:f7f7", all(reject(ReasonEmbedded)), outside},
+	{"Teredo client metadata", "", "2001:0:101:101:0:0:5601:5601", all(reject(ReasonEmbedded)), outside},
+	{"ISATAP public", "", "2606:4700::5efe:101:101", all(to(TargetEgress)), outside},
+	{"ISATAP loopback", "", "2606:4700::5efe:7f00:1", all(reject(ReasonEmbedded)), outside},
+	{"ISATAP global bit, loopback", "", "2606:4700::200:5efe:7f00:1", all(reject(ReasonEmbedded)), outside},
+	{"compatible loopback", "", "::127.0.0.1", all(reject(ReasonEmbedded)), outside},
+	{"translated metadata", "", "::ffff:0:169.254.169.254", all(reject(ReasonEmbedded)), outside},
 }
 
 // TestDecideEveryFlow holds every origin × class of destination × protocol ×
 // family against the whole verdict.
 func TestDecideEveryFlow(t *testing.T) {
 	table := compile(t, testRules())
-	for _, d := range destinations() {
+	for _, d := range destinations {
 		for _, s := range []string{d.v4, d.v6} {
 			if s == "" {
 				continue
@@ -175,7 +175,7 @@ func TestDecideMapped(t *testing.T) {
 	mapped := func(s string) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(addr(s).As16()), 80)
 	}
-	for _, d := range destinations() {
+	for _, d := range destinations {
 		if d.v4 == "" {
 			continue
 		}
@@ -225,7 +225,7 @@ func TestZeroDrops(t *testing.T) {
 		t.Errorf("zero Verdict is %v to %v, want a drop", zero.Action, zero.Target)
 	}
 	for name, table := range map[string]*Table{"nil": nil, "zero": {}, "no rules": compile(t, Rules{})} {
-		for _, d := range destinations() {
+		for _, d := range destinations {
 			for _, s := range []string{d.v4, d.v6} {
 				if s == "" {
 					continue
@@ -254,7 +254,7 @@ func TestInternal(t *testing.T) {
 	rules.Internal = true
 	rules.Allow = prefixes("0.0.0.0/0", "::/0")
 	table, open := compile(t, rules), compile(t, testRules())
-	for _, d := range destinations() {
+	for _, d := range destinations {
 		for _, s := range []string{d.v4, d.v6} {
 			if s == "" {
 				continue
@@ -316,7 +316,7 @@ func TestAllow(t *testing.T) {
 	wide := testRules()
 	wide.Allow = prefixes("0.0.0.0/0", "::/0")
 	table := compile(t, wide)
-	for _, d := range destinations() {
+	for _, d := range destinations {
 		for _, s := range []string{d.v4, d.v6} {
 			if s == "" {
 				continue
@@ -358,7 +358,7 @@ func TestAllow(t *testing.T) {
 // the other way round, since both guard the same border.
 func TestDecideAgreesWithCheckDial(t *testing.T) {
 	table := compile(t, testRules())
-	for _, d := range destinations() {
+	for _, d := range destinations {
 		for _, s := range []string{d.v4, d.v6} {
 			if s == "" {
 				continue

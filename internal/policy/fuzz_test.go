@@ -217,7 +217,7 @@ func fuzzAddr(b []byte, v4 bool) netip.Addr {
 // FuzzDecide: the fast Decide and CheckDial agree with the slow ones, for rules
 // put together from a menu and from prefixes of the input's own.
 func FuzzDecide(f *testing.F) {
-	for _, d := range destinations() {
+	for _, d := range destinations {
 		for i, s := range []string{d.v4, d.v6} {
 			if s == "" {
 				continue
