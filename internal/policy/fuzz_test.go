@@ -214,6 +214,23 @@ func fuzzAddr(b []byte, v4 bool) netip.Addr {
 	return netip.AddrFrom16([16]byte(b[:16]))
 }
 
+// order takes rules from the menu; p is put where it says.
+func (s *slow) order(menu uint16, p netip.Prefix) {
+	s.rules.Internal = menu&1 != 0
+	if menu&2 != 0 {
+		s.rules.Network = append(s.rules.Network, p)
+	}
+	if menu&4 != 0 {
+		s.rules.Refuse = append(s.rules.Refuse, p)
+	}
+	if menu&8 != 0 {
+		s.rules.Allow = append(s.rules.Allow, p)
+	}
+	if menu&16 != 0 {
+		s.rules.Network = s.rules.Network[:1]
+	}
+}
+
 // FuzzDecide: the fast Decide and CheckDial agree with the slow ones, for rules
 // put together from a menu and from prefixes of the input's own.
 func FuzzDecide(f *testing.F) {
@@ -237,7 +254,6 @@ func FuzzDecide(f *testing.F) {
 		for i, a := range s.hosts {
 			s.hosts[i] = a.WithZone("")
 		}
-		s.rules.Internal = menu&1 != 0
 		ownAddr := fuzzAddr(own, v4)
 		if ownAddr.Is4In6() {
 			return
@@ -246,18 +262,7 @@ func FuzzDecide(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if menu&2 != 0 {
-			s.rules.Network = append(s.rules.Network, ownPrefix)
-		}
-		if menu&4 != 0 {
-			s.rules.Refuse = append(s.rules.Refuse, ownPrefix)
-		}
-		if menu&8 != 0 {
-			s.rules.Allow = append(s.rules.Allow, ownPrefix)
-		}
-		if menu&16 != 0 {
-			s.rules.Network = s.rules.Network[:1]
-		}
+		s.order(menu, ownPrefix)
 		table, err := Compile(s.rules)
 		if err != nil {
 			return // the menu made rules that Compile refuses
