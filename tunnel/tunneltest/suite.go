@@ -228,7 +228,8 @@ func testWriteKeepsNothing(t *testing.T, dev, peer tunnel.Device) {
 }
 
 func testConcurrentWriters(t *testing.T, dev, peer tunnel.Device) {
-	const writers, each = 8, 40
+	// All of them fit a socket's usual receive buffer.
+	const writers, each = 8, 20
 	start := make(chan struct{})
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -326,7 +327,7 @@ func testAllocations(t *testing.T, dev, peer tunnel.Device) {
 		t.Log("not counted under the race detector, under which sync.Pool forgets at random")
 		return
 	}
-	const runs = 100
+	const runs = 50
 	frame := FrameSpec{TCP: true, Payload: Payload(3000, 0), SegmentSize: 1000, TCPFlags: 0x10}.Frame()
 	small := FrameSpec{Payload: Payload(100, 0)}.Frame()
 	// Devices in memory keep the buffers that they once had.
