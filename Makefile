@@ -49,7 +49,7 @@ netns: ## Ring 2: real TUNs in namespaces that the tests make, with the race det
 	@$(GO) test -json -race -p $(JOBS) -timeout 10m -count=1 -run '^TestNetns.*$(RUN)' $(PKGS) | $(REPORT)
 
 .PHONY: runtimes
-runtimes: build ## Ring 3: the built binaries with real runtimes and clients; needs root
+runtimes: $(CNITOOL) ## Ring 3: built binaries with real runtimes and clients; needs root
 	@$(GO) test -json -p 1 -timeout 15m -count=1 -tags runtimes -run '$(RUN)' ./test/... | $(REPORT)
 
 .PHONY: lint
