@@ -306,16 +306,20 @@ func (a *adding) families(ctx context.Context) (families, error) {
 	// No range is configured: the network is the daemon's.
 	err := a.withDaemon(ctx, func(ctx context.Context) error {
 		n, err := a.client.Network(ctx, a.conf.Name)
-		if control.CodeOf(err) == control.CodeNotFound {
-			have = families{v4: true, v6: true} // what the daemon makes
-			return nil
-		}
 		for _, gw := range n.Gateways {
 			have.add(gw.Addr())
 		}
 		return err
 	})
+	if control.CodeOf(err) == control.CodeNotFound {
+		err = noNetwork(err)
+	}
 	return have, err
+}
+
+// noNetwork adds the configuration's remedy to the daemon's own.
+func noNetwork(err error) error {
+	return fmt.Errorf("%w; or give the key \"ipam\" with \"ranges\", from which the network is made as needed", err)
 }
 
 // attach hands the descriptors over and gets the addresses.
@@ -325,6 +329,9 @@ func (a *adding) attach(ctx context.Context) error {
 		a.link, err = a.client.Attach(ctx, a.request, append([]*os.File{a.tun}, a.sockets...)...)
 		return err
 	})
+	if control.CodeOf(err) == control.CodeNotFound {
+		return noNetwork(err)
+	}
 	if err != nil {
 		return err // says what was to be attached
 	}

@@ -100,11 +100,9 @@ func asCNI(err error) *types.Error {
 // codeOf maps the daemon's codes to CNI's.
 func codeOf(c control.Code) uint {
 	switch c {
-	case control.CodeInvalid, control.CodeOutOfRange, control.CodeConflict,
+	case control.CodeInvalid, control.CodeOutOfRange, control.CodeConflict, control.CodeNotFound,
 		control.CodeNetworkExists, control.CodeNetworkInUse:
 		return types.ErrInvalidNetworkConfig
-	case control.CodeNotFound:
-		return ErrAttachment
 	case control.CodeAddressInUse:
 		return ErrAddressInUse
 	case control.CodeExhausted:

@@ -22,8 +22,8 @@ type IPAMConfig struct {
 	// an IPAM plugin in CNI_PATH.
 	Type string
 	// Sets are the ranges; a container gets one address of each set. Only of
-	// type usernet. Empty: the network as the daemon knows it, or subnets that
-	// the daemon chooses.
+	// type usernet. Empty: those of the network of this name, which the daemon
+	// must have then ("usernet network create", or its configuration file).
 	Sets [][]control.Range
 	// Routes of the container, instead of the default routes. Only of type
 	// usernet; an IPAM plugin returns its own.

@@ -263,7 +263,7 @@ func TestCNIRequests(t *testing.T) {
 	if r.Interfaces[0].Mac != "02:11:22:33:44:55" || r.Interfaces[0].Mtu != 1400 {
 		t.Errorf("interface %+v", r.Interfaces[0])
 	}
-	if d := r.DNS; fmt.Sprint(d.Nameservers, d.Domain, d.Search) != "[9.9.9.9] web.internal [example.org]" {
+	if d := r.DNS; fmt.Sprintf("%v %v %v", d.Nameservers, d.Domain, d.Search) != "[9.9.9.9] web.internal [example.org]" {
 		t.Errorf("dns %+v", d)
 	}
 	other := b.container()

@@ -74,8 +74,9 @@ func TestCNIGC(t *testing.T) {
 	b := newBed(t)
 	b.startDaemon()
 	attach := func(network, id string) {
+		subnet := map[string]string{"web": "10.88.0.0/24", "other": "10.87.0.0/24"}[network]
 		c := b.container()
-		if status, out := b.raw("ADD", b.rawConfig(network, "1.1.0", keys{"ipam": nil}), "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+c.path); status != 0 {
+		if status, out := b.raw("ADD", b.rawConfig(network, "1.1.0", keys{"ipam": ranges(subnet)}), "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+c.path); status != 0 {
 			t.Fatalf("ADD %s: %s", id, out)
 		}
 	}
