@@ -93,7 +93,7 @@ func (a *acceptor) serve(host net.Conn) {
 	}
 	l := a.pub.link
 	source, target := a.t.s.sourceFor(l, client, a.pub.port)
-	v := a.t.s.decideIngress(l, packet.ProtoTCP, client, target)
+	v := a.t.s.decideIngress(l, packet.ProtoTCP, source, target)
 	if v.Action != policy.Forward {
 		abortHost(host)
 		l.drop(dropForPolicy(v.Reason))
