@@ -22,10 +22,10 @@ func effectiveCaps() (uint64, error) {
 	return uint64(data[1].Effective)<<32 | uint64(data[0].Effective), nil
 }
 
-// mayMakeNamespaces reports whether this process can make network and mount
+// MayMakeNamespaces reports whether this process can make network and mount
 // namespaces without a user namespace of its own. A root that was given fewer
 // capabilities, as in a container, cannot.
-func mayMakeNamespaces() bool {
+func MayMakeNamespaces() bool {
 	if os.Geteuid() != 0 {
 		return false
 	}

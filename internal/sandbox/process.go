@@ -157,7 +157,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, cfg Config) (*Process, error) {
 	if cfg.fault == nil {
 		cfg.fault = func(string) error { return nil }
 	}
-	s := &start{p: &Process{cmd: cmd, cfg: cfg, reaped: make(chan struct{})}, ownUserns: !mayMakeNamespaces()}
+	s := &start{p: &Process{cmd: cmd, cfg: cfg, reaped: make(chan struct{})}, ownUserns: !MayMakeNamespaces()}
 	defer s.undo.run()
 	err := s.run(ctx)
 	if s.unwatch != nil {

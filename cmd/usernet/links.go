@@ -1,0 +1,136 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/usernet/usernet/internal/control"
+)
+
+// refHelp says how links are named on the command line.
+const refHelp = `LINK is a container's name in its network, its id or the first letters of it, or
+the link's id, network/container/interface.`
+
+func (a *app) psCommand() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use:   "ps [LINK]",
+		Short: "List the containers on the daemon's networks",
+		Long:  "Lists the links of containers to the daemon's networks.\n\n" + refHelp,
+		Args:  args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			ref := ""
+			if len(argv) == 1 {
+				ref = argv[0]
+			}
+			links, err := a.client().Links(cmd.Context(), ref)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(links)
+			}
+			t := table{head: []string{"NETWORK", "NAME", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "STATE", "AGE"}, colour: stateColour}
+			for _, l := range links {
+				t.add(l.Network, l.Hostname, shortID(l.Container), l.IfName, addrs(l.Addrs), ports(l.Publications), string(l.State), age(l.Created))
+			}
+			t.print(a.stdout, a.painter(a.stdout))
+			return nil
+		},
+	})
+}
+
+func stateColour(_ int, text string) string {
+	switch text {
+	case string(control.LinkLost):
+		return red
+	case string(control.LinkAttaching):
+		return yellow
+	}
+	return ""
+}
+
+// shortID cuts a container id as runtimes do; names stay whole.
+func shortID(id string) string {
+	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
+		return id[:12]
+	}
+	return id
+}
+
+func addrs(prefixes []netip.Prefix) string {
+	var all []netip.Addr
+	for _, p := range prefixes {
+		all = append(all, p.Addr())
+	}
+	return list(all)
+}
+
+func ports(publications []control.Publication) string {
+	var all []string
+	for _, p := range publications {
+		all = append(all, fmt.Sprintf("%s->%d/%s", netip.AddrPortFrom(p.HostIP, p.HostPort), p.Port, p.Proto))
+	}
+	return strings.Join(all, ",")
+}
+
+func (a *app) inspectCommand() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use:   "inspect LINK",
+		Short: "Tell all about a container's link",
+		Long:  "Tells all about a link.\n\n" + refHelp,
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			links, err := a.client().Links(cmd.Context(), argv[0])
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(links)
+			}
+			stats, err := a.client().Stats(cmd.Context(), "")
+			if err != nil {
+				return err
+			}
+			for i := range links {
+				if i > 0 {
+					fmt.Fprintln(a.stdout)
+				}
+				a.printLink(&links[i], stats)
+			}
+			return nil
+		},
+	})
+}
+
+func (a *app) printLink(l *control.Link, stats control.StatsReply) {
+	fields := [][2]string{
+		{"Link", l.ID},
+		{"State", string(l.State)},
+		{"Made", l.Created.Local().Format("2006-01-02 15:04:05")},
+		{"By", l.Owner},
+		{"Addresses", list(l.Addrs)},
+		{"Gateways", list(l.Gateways)},
+		{"MTU", strconv.Itoa(l.MTU)},
+		{"Names", strings.Join(l.Names, ", ")},
+		{"Ports", strings.ReplaceAll(ports(l.Publications), ",", "\n")},
+		{"Namespace", "net:[" + strconv.FormatUint(l.Netns, 10) + "]"},
+	}
+	for _, n := range stats.Networks {
+		for _, s := range n.Links {
+			if s.ID == l.ID {
+				fields = append(fields, [2]string{"Sent", traffic(s.FromContainerPackets, s.FromContainerBytes)},
+					[2]string{"Received", traffic(s.ToContainerPackets, s.ToContainerBytes)},
+					[2]string{"Drops", drops(s.Drops)})
+			}
+		}
+	}
+	a.printFields(fields)
+}
+
+func traffic(packets, bytes uint64) string {
+	return fmt.Sprintf("%s in %d packets", size(bytes), packets)
+}
