@@ -405,6 +405,32 @@ func TestRequestsAreStrict(t *testing.T) {
 	}
 }
 
+// TestReadErrorHasNoNegativeCount: a peer that leaves with our reply unread
+// resets the connection; net/http panics on a negative count.
+func TestReadErrorHasNoNegativeCount(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "socket")
+	defer f.Close()
+	nc, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &recvConn{UnixConn: nc.(*net.UnixConn), allowed: true, cancel: func() {}}
+	defer c.Close()
+	if _, err := c.Write([]byte("unread")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(fds[1]); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 10)); n != 0 || !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("Read = %d, %v; want 0 and %v", n, err, unix.ECONNRESET)
+	}
+}
+
 func TestErrorsKeepTheirCode(t *testing.T) {
 	h := &recorder{}
 	c := start(t, h)

@@ -95,6 +95,9 @@ func fieldNames(t reflect.Type, seen map[reflect.Type]bool) []string {
 func Suggest(name string, known []string) string {
 	best, bestDistance := "", len(name)/2+1
 	for _, k := range known {
+		if k == name {
+			continue // it is known elsewhere in the document
+		}
 		if d := editDistance(strings.ToLower(name), strings.ToLower(k)); d < bestDistance {
 			best, bestDistance = k, d
 		}

@@ -97,7 +97,7 @@ func (c *recvConn) Read(b []byte) (int, error) {
 	if n == 0 && err == nil {
 		return 0, io.EOF
 	}
-	return n, err
+	return max(n, 0), err // recvmsg's -1 is no count
 }
 
 // collect takes the descriptors out of a control message. Any fault closes all

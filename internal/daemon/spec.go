@@ -123,7 +123,7 @@ func delegatedGateways(req *control.AttachRequest) ([]netip.Prefix, error) {
 		}
 		gw := p.Masked().Addr().Next()
 		for _, g := range req.Gateways {
-			if g.Is4() == p.Addr().Is4() {
+			if g.IsValid() && g.Is4() == p.Addr().Is4() {
 				gw = g
 			}
 		}
