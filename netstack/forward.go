@@ -27,6 +27,16 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 		s.tcp.fromContainer(l, f, policy.Verdict{})
 		return
 	}
+	if f.pkt.Fragment && f.pkt.Proto != packet.ProtoTCP {
+		// Sockets take whole datagrams, and only the first fragment has the
+		// ports that policy asks for. The stack does the same for TCP.
+		if f = s.udp.reassemble(l, f); f == nil {
+			return
+		}
+	}
+	if f.pkt.Proto == packet.ProtoUDP && s.udp.established(l, f) {
+		return
+	}
 	v := s.decide(l, &f.pkt)
 	if v.Action != policy.Forward {
 		s.refuse(l, f, v)

@@ -52,6 +52,7 @@ type Link struct {
 	peerFlows  atomic.Int64
 	counters   linkCounters
 	captures   captureSet
+	nat        linkNAT
 
 	once sync.Once
 	wg   sync.WaitGroup // the reader
