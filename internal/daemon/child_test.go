@@ -12,15 +12,19 @@ const childEnv = "USERNET_DAEMON_TEST_DIR"
 // childMain runs a daemon until it is killed.
 func childMain() {
 	dir := os.Getenv(childEnv)
-	d, err := New(Config{
-		Socket: dir + "/s.sock", StateDir: dir + "/state",
-		Ready: func() { fmt.Println("ready") },
-	})
-	if err == nil {
-		err = d.Run(context.Background())
-	}
-	if err != nil {
+	if err := runChild(Config{Socket: dir + "/s.sock", StateDir: dir + "/state", Ready: func() { fmt.Println("ready") }}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func runChild(cfg Config) (err error) {
+	if cfg.Listener, err = InheritedListener(); err != nil {
+		return err
+	}
+	d, err := New(cfg)
+	if err != nil {
+		return err
+	}
+	return d.Run(context.Background())
 }

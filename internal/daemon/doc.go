@@ -1,0 +1,60 @@
+// Package daemon is the process that holds the networks: it binds the control
+// API to leases, switches and their state on disk.
+//
+// # Theory of operation
+//
+// A [Daemon] has one switch (package netstack) and one address pool (package
+// ipam) per network, and one bbolt file for all of them. [Daemon.Run] takes the
+// state directory's lock, opens the file, restores what it can, listens, and
+// serves until its context ends or the daemon is idle. It needs no privilege:
+// devices and low ports come as descriptors from the plugin. [DropPrivileges]
+// gives up those of a daemon that was started as root.
+//
+// # Life of a link
+//
+// Attach runs named steps, each with an undo: intent (a record in state
+// attaching), lease, device (the descriptor is checked and opened), switch,
+// publish. The reply goes out with the link working but bound to the client's
+// connection; Commit writes the record in state attached and unbinds it. When
+// the connection ends first, because the client gave up or was killed, the link
+// is removed. The same holds for ephemeral links at any time.
+//
+// A link ends by DEL, by GC, with its connection as above, or by itself: when
+// the container's namespace dies the device reports it and the link is removed
+// with its lease, without DEL. Removal goes from the outside in (flows and
+// publications, lease, record), so that an address is free only when nothing
+// uses it.
+//
+// # Kill and restart
+//
+// Whatever is acknowledged was on disk before. The descriptors of TUNs and
+// listeners live in this process alone, and go with it: after a crash or a
+// restart the next daemon releases every lease (they rest in quarantine),
+// forgets intents and records of earlier boots, and lists the committed links of
+// this boot as lost until DEL, GC or a new ADD. It does not pretend that they
+// work. Networks stay, except that the configuration file alone decides about
+// those that it defined.
+//
+// # Networks
+//
+// A network comes from the configuration file, from the API, or from the ranges
+// of the first attach that names it; the last kind is redefined by an attach
+// with other ranges once it has no links. No two networks overlap, and each
+// switch refuses egress to the prefixes of all the others and to the host's own
+// addresses, which are followed as they change.
+//
+// # Locks and goroutines
+//
+// One operation at a time works on a link (keyLocks), one at a time defines
+// networks (lockDefinitions); both may be held over I/O. Daemon.mu guards the
+// tables and is never held over I/O. Order: link key, definitions, Daemon.mu.
+// Goroutines: link.watch per link, ending with its device; link.abandon, once,
+// for a link whose connection ended; while serving, followHost, exitWhenIdle
+// and answer. Run waits for all of them.
+//
+// # Bounds
+//
+// An attach is refused when 90 % of the descriptors are in use. What a container
+// can make the daemon hold is bounded by netstack's limits per link, which the
+// configuration file sets.
+package daemon
