@@ -64,7 +64,8 @@ type Reassembler struct {
 	oldest, newest *datagram // the same datagrams by age
 	bytes          int       // sum of their charges
 	spare          *datagram // buffers of the last complete datagram, for the next
-	whole          []byte    // what Add returned last
+	whole          []byte    // what Add returned last; Expire may let go of it, not write to it
+	first          []byte    // what Expire tells of
 	discarded      [NumReassemblyFaults]uint64
 }
 
@@ -95,7 +96,7 @@ func NewReassembler(limits ReassemblyLimits) *Reassembler {
 //
 // whole is not nil when the fragment completes its datagram: the IP packet
 // without a trace of fragments (DF as in the first one), valid until the next
-// call of a method. A packet that is no fragment comes back as it is.
+// Add; Expire leaves it alone. A packet that is no fragment comes back as it is.
 //
 // fault is not ReassemblyNone when the call discarded fragments: this one, its
 // datagram, or older datagrams to make room (ReassemblyLimit, with which whole
@@ -151,7 +152,7 @@ func (r *Reassembler) Add(h *Header, pkt [][]byte, now time.Time) (whole []byte,
 func (r *Reassembler) Expire(now time.Time, timedOut func(first []byte)) (discarded int) {
 	discarded = r.expire(now, timedOut)
 	if r.oldest == nil {
-		r.spare, r.whole = nil, nil
+		r.spare, r.whole, r.first = nil, nil, nil
 	}
 	return discarded
 }
@@ -159,8 +160,8 @@ func (r *Reassembler) Expire(now time.Time, timedOut func(first []byte)) (discar
 func (r *Reassembler) expire(now time.Time, timedOut func(first []byte)) (discarded int) {
 	for d := r.oldest; d != nil && now.Sub(d.since) >= r.limits.Timeout; d = r.oldest {
 		if timedOut != nil && d.hasFirst() {
-			r.whole = d.appendFirst(r.whole[:0])
-			timedOut(r.whole)
+			r.first = d.appendFirst(r.first[:0])
+			timedOut(r.first)
 		}
 		if d.dead == ReassemblyNone {
 			discarded++
