@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/sandbox"
 )
 
 // Exit statuses, beside those of run.
@@ -45,9 +46,14 @@ func (e *statusError) Error() string {
 
 func (e *statusError) Unwrap() error { return e.err }
 
-// usageError is a mistake on the command line.
+// usageError is a mistake on the command line. Of run's exit statuses 2 belongs
+// to the command.
 func usageError(cmd *cobra.Command, err error) error {
-	return &statusError{statusUsage, fmt.Errorf("%w\nSee: %s --help", err, cmd.CommandPath())}
+	status := statusUsage
+	if cmd.Name() == runName {
+		status = sandbox.ExitFailure
+	}
+	return &statusError{status, fmt.Errorf("%w\nSee: %s --help", err, cmd.CommandPath())}
 }
 
 // exitStatus prints what went wrong and turns it into an exit status.
@@ -124,6 +130,7 @@ func (a *app) group(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	err := fmt.Errorf("%q is not a command of %s", args[0], cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2 // letters that may be wrong
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		err = fmt.Errorf("%w; did you mean %q?", err, near[0])
 	}

@@ -17,6 +17,8 @@ import (
 	"github.com/usernet/usernet/internal/sandbox"
 )
 
+const runName = "run"
+
 const runLong = `Runs CMD in a network of its own: an interface with IPv4 and IPv6, the outside
 through this process's own sockets, DNS with the machine's resolvers, ping.
 What it has not: the machine's loopback and the machine's own addresses. One
@@ -65,7 +67,7 @@ const jsonToStderr = "-"
 func (a *app) runCommand() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use:     "run [flags] [--] CMD [ARG...]",
+		Use:     runName + " [flags] [--] CMD [ARG...]",
 		Short:   "Run a command in a network of its own",
 		Long:    runLong,
 		Example: runExamples,
