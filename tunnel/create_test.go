@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -272,7 +273,7 @@ func TestNetnsOpenTakesAnyKindOfFile(t *testing.T) {
 		"blocking":     func(f *os.File) *os.File { return f },
 		"non-blocking": func(f *os.File) *os.File { return wrapAgain(t, f, true) },
 		"polled":       func(f *os.File) *os.File { return polled(t, f) },
-		"wrapped twice": func(f *os.File) *os.File {
+		"duplicate of a polled one": func(f *os.File) *os.File {
 			g := polled(t, f)
 			t.Cleanup(func() { g.Close() })
 			return wrapAgain(t, g, true)
@@ -299,8 +300,37 @@ func TestNetnsOpenTakesAnyKindOfFile(t *testing.T) {
 			if err := <-sent; err != nil {
 				t.Error(err)
 			}
+			// And one that waits for ever is ended by Close.
+			ended := make(chan error, 1)
+			go func() {
+				_, err := tunneltest.ReadFrame(dev)
+				ended <- err
+			}()
+			nstest.WaitFor(t, 10*time.Second, waitsInPoller)
+			dev.Close()
+			select {
+			case err := <-ended:
+				if !errors.Is(err, os.ErrClosed) {
+					t.Errorf("ReadFrame ended by Close = %v, want os.ErrClosed", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("ReadFrame goes on 10 s after Close")
+			}
 		})
 	}
+}
+
+// waitsInPoller reports whether a goroutine waits for a frame, and not in a
+// system call, from which Close could not fetch it.
+func waitsInPoller() bool {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for g := range strings.SplitSeq(string(stacks), "\n\n") {
+		if strings.Contains(g, " [IO wait") && strings.Contains(g, "(*fileDevice).ReadFrame(") {
+			return true
+		}
+	}
+	return false
 }
 
 // polled returns f's descriptor as a file of Go's poller.

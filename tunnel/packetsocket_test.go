@@ -44,7 +44,7 @@ func newPacketSocket(t *testing.T, ns *netns.Handle, name string) *packetSocket 
 		for _, option := range []struct{ level, name, value int }{
 			{unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1},
 			{unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1}, // else it reads what it wrote
-			{unix.SOL_SOCKET, unix.SO_RCVBUF, 4 << 20}, // as much as rmem_max allows
+			{unix.SOL_SOCKET, unix.SO_RCVBUF, 4 << 20},        // as much as rmem_max allows
 			{unix.SOL_SOCKET, unix.SO_SNDBUF, 4 << 20},
 		} {
 			if err := unix.SetsockoptInt(fd, option.level, option.name, option.value); err != nil {

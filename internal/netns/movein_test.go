@@ -122,11 +122,11 @@ func TestNetnsMoveInGivesAllThatIsAskedFor(t *testing.T) {
 		}
 		var got []string
 		for _, a := range addrs {
-			got = append(got, fmt.Sprintf("%v brd %v tentative %v", a.IPNet, a.Broadcast, a.Flags&unix.IFA_F_TENTATIVE != 0))
+			got = append(got, fmt.Sprintf("%v brd %v nodad %v", a.IPNet, a.Broadcast, a.Flags&unix.IFA_F_NODAD != 0))
 		}
 		want := []string{
-			"10.88.0.5/16 brd 10.88.255.255 tentative false",
-			"fd88::5/64 brd <nil> tentative false", // and no link-local address
+			"10.88.0.5/16 brd 10.88.255.255 nodad false",
+			"fd88::5/64 brd <nil> nodad true", // and no link-local address
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("addresses (-want +got):\n%s", diff)
@@ -326,25 +326,33 @@ func TestNetnsMoveInUndoesWhatTheKernelRefuses(t *testing.T) {
 }
 
 func TestNetnsConfigureUndoesEachStep(t *testing.T) {
-	ns := nstest.NewNS(t)
-	newTUN(t, ns, "eth0")
-	before := world(t, ns)
 	injected := errors.New("injected")
-	for n := 0; ; n++ {
-		step := 0
-		err := ns.Do(func() error {
-			return netns.ConfigureBefore(containerInterface(), func(string) error {
-				if step++; step <= n {
-					return nil
-				}
-				return injected
+	// Taking an interface down takes its routes away; one that was up before
+	// stays up.
+	for _, state := range []string{"down", "up"} {
+		ns := nstest.NewNS(t)
+		newTUN(t, ns, "eth0")
+		nstest.Exec(t, ns, "ip", "link", "set", "eth0", "addrgenmode", "none", state)
+		before := world(t, ns)
+		for n := 0; ; n++ {
+			step := 0
+			err := ns.Do(func() error {
+				return netns.ConfigureBefore(containerInterface(), func(string) error {
+					if step++; step <= n {
+						return nil
+					}
+					return injected
+				})
 			})
-		})
-		if err == nil {
-			return
-		}
-		if diff := cmp.Diff(before, world(t, ns)); diff != "" {
-			t.Errorf("after %v (-before +after):\n%s", err, diff)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, injected) {
+				t.Fatalf("with %d steps done, of an interface that is %s: %v", n, state, err)
+			}
+			if diff := cmp.Diff(before, world(t, ns)); diff != "" {
+				t.Fatalf("of an interface that is %s, after %v (-before +after):\n%s", state, err, diff)
+			}
 		}
 	}
 }

@@ -67,6 +67,21 @@ func TestNetnsVethJoinsTwoNamespaces(t *testing.T) {
 	}
 }
 
+// TestLoopbackIsUp is what plain tests beside TestNetns tests expect, in the
+// namespace of their own too.
+func TestLoopbackIsUp(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
 func TestNetnsExecRunsInside(t *testing.T) {
 	ns := nstest.NewNS(t)
 	got := strings.TrimSpace(nstest.Exec(t, ns, "readlink", "/proc/self/ns/net"))
@@ -124,14 +139,14 @@ func TestNetnsAnotherUserGetsTheSameTests(t *testing.T) {
 		passes      bool
 		says        []string
 	}{
-		"device": {device, "true", true, []string{"--- PASS: TestNetnsVethJoinsTwoNamespaces", "--- PASS: TestNetnsExecRunsInside"}},
+		"device": {device, "true", true, []string{"--- PASS: TestNetnsVethJoinsTwoNamespaces", "--- PASS: TestNetnsExecRunsInside", "--- PASS: TestLoopbackIsUp"}},
 		"no device": {noDevice, "", true, []string{
 			"--- SKIP: TestNetnsExecRunsInside",
 			"this test needs network namespaces and TUN devices: open /dev/net/tun: no such file or directory"}},
 		"no device in CI": {noDevice, "true", false, []string{"--- FAIL: TestNetnsExecRunsInside", "CI=true forbids to skip it"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			script := test.prepare + `exec setpriv --reuid 65534 --regid 65534 --clear-groups "$0" -test.v -test.run 'VethJoins|ExecRuns'`
+			script := test.prepare + `exec setpriv --reuid 65534 --regid 65534 --clear-groups "$0" -test.v -test.run 'VethJoins|ExecRuns|Loopback'`
 			cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, copyOfSelf(t))
 			cmd.Dir = "/"
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "CI=" + test.ci}

@@ -3,6 +3,7 @@ package tunneltest_test
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 
@@ -55,19 +56,22 @@ func TestPairIsBounded(t *testing.T) {
 }
 
 func TestPairPeersDeathIsSeen(t *testing.T) {
-	a, b := tunneltest.Pair(0)
-	result := make(chan error, 1)
-	go func() {
-		_, err := tunneltest.ReadFrame(a)
-		result <- err
-	}()
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-result; !errors.Is(err, tunnel.ErrGone) {
-		t.Errorf("ReadFrame when the peer is closed = %v, want ErrGone", err)
-	}
-	if err := a.WriteFrame([][]byte{tunneltest.FrameSpec{}.Frame()}); !errors.Is(err, tunnel.ErrGone) {
-		t.Errorf("WriteFrame when the peer is closed = %v, want ErrGone", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		a, b := tunneltest.Pair(0)
+		result := make(chan error, 1)
+		go func() {
+			_, err := tunneltest.ReadFrame(a)
+			result <- err
+		}()
+		synctest.Wait() // until the read waits
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-result; !errors.Is(err, tunnel.ErrGone) {
+			t.Errorf("ReadFrame when the peer is closed = %v, want ErrGone", err)
+		}
+		if err := a.WriteFrame([][]byte{tunneltest.FrameSpec{}.Frame()}); !errors.Is(err, tunnel.ErrGone) {
+			t.Errorf("WriteFrame when the peer is closed = %v, want ErrGone", err)
+		}
+	})
 }

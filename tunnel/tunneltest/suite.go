@@ -267,7 +267,7 @@ func testCloseEndsRead(t *testing.T, dev, _ tunnel.Device) {
 		_, err := ReadFrame(dev)
 		result <- err
 	}()
-	runtime.Gosched() // before or after the read begins, Close ends it
+	waitParked(t)
 	if err := dev.Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
@@ -287,6 +287,31 @@ func testCloseEndsRead(t *testing.T, dev, _ tunnel.Device) {
 	}
 	if err := dev.Close(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("second Close = %v, want os.ErrClosed", err)
+	}
+}
+
+// waitParked waits until a goroutine is parked in ReadFrame, by the scheduler
+// and not in a system call, which would hold a thread for each idle device.
+func waitParked(t *testing.T) {
+	t.Helper()
+	deadline := time.NewTimer(frameTimeout)
+	defer deadline.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	stacks := make([]byte, 1<<20)
+	for {
+		all := stacks[:runtime.Stack(stacks, true)]
+		for g := range bytes.SplitSeq(all, []byte("\n\n")) {
+			parked := bytes.Contains(g, []byte(" [IO wait")) || bytes.Contains(g, []byte(" [select"))
+			if parked && bytes.Contains(g, []byte("tunneltest.ReadFrame(")) {
+				return
+			}
+		}
+		select {
+		case <-deadline.C:
+			t.Fatal("no goroutine is parked in ReadFrame")
+		case <-tick.C:
+		}
 	}
 }
 
