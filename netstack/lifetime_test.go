@@ -166,9 +166,6 @@ func TestDialLimits(t *testing.T) {
 
 // A container that never acknowledges does not keep its request.
 func TestHandshakeIsBounded(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes the ten seconds that a handshake may take")
-	}
 	t.Parallel()
 	w := newWorld(t, nil)
 	ln, to := w.listen(outside4)

@@ -86,6 +86,7 @@ func toLoopback(ctx context.Context, network, address string, _ netstack.Control
 
 func newWorld(t *testing.T, change func(*netstack.Config)) *world {
 	t.Helper()
+	checkLeaks(t)
 	w := &world{t: t}
 	cfg := netstack.Config{
 		Name:     "world",
