@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/netstack"
@@ -43,7 +44,7 @@ func ExampleNetwork() {
 	}
 	defer network.Close()
 
-	server := usernet.Command("busybox", "nc", "-lk", "-p", "7", "-e", "busybox", "cat")
+	server := usernet.Command("busybox", "nc", "-ll", "-p", "7", "-e", "busybox", "cat")
 	server.Network, server.Name = network, "echo"
 	if err := server.Start(); err != nil {
 		log.Fatal(err)
@@ -53,9 +54,14 @@ func ExampleNetwork() {
 		server.Wait()
 	}()
 
-	var conn net.Conn
-	for conn == nil { // until the server listens
-		conn, _ = network.DialContext(context.Background(), "tcp4", "echo:7")
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := network.DialContext(ctx, "tcp4", "echo:7")
+	for err != nil && ctx.Err() == nil { // until the server listens
+		conn, err = network.DialContext(ctx, "tcp4", "echo:7")
+	}
+	if err != nil {
+		log.Fatal(err)
 	}
 	fmt.Fprintln(conn, "hello")
 	line, err := bufio.NewReader(conn).ReadString('\n')
