@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -188,9 +189,14 @@ func TestPortIsUsedAgain(t *testing.T) {
 	ln, to := w.listen(outside4)
 	from := netip.AddrPortFrom(container4, 40000)
 	for i := range 5 {
-		c, err := w.c.DialContext(t.Context(), from, to)
-		if err != nil {
-			t.Fatalf("dial %d: %v", i, err)
+		var c *lab.Conn
+		eventually(t, func() (done bool) { // the container has to let go of its port as well
+			var err error
+			c, err = w.c.DialContext(t.Context(), from, to)
+			return err == nil || !strings.Contains(err.Error(), "port is in use")
+		})
+		if c == nil {
+			t.Fatalf("dial %d failed", i)
 		}
 		host, err := ln.Accept()
 		if err != nil {

@@ -63,7 +63,10 @@ func (e *endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 		}
 		head := make([]byte, tunnel.HeaderLen)
 		offload(pkt).Encode(head)
-		if err := e.dev.WriteFrame([][]byte{head, pkt.ToView().AsSlice()}); err != nil {
+		view := pkt.ToView()
+		err := e.dev.WriteFrame([][]byte{head, view.AsSlice()})
+		view.Release()
+		if err != nil {
 			return 0, &tcpip.ErrNoBufferSpace{}
 		}
 	}
