@@ -70,10 +70,8 @@ func (i *invocation) add(ctx context.Context) error {
 		if err := step.run(ctx); err != nil {
 			return err
 		}
-		if i.afterStep != nil {
-			if err := i.afterStep(step.name); err != nil {
-				return err
-			}
+		if err := i.done(step.name); err != nil {
+			return err
 		}
 	}
 	a.undo.keep()

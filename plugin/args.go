@@ -91,7 +91,7 @@ func splitList(s string) []string {
 // places to ask (CONVENTIONS.md), runtimeConfig beats args.cni beats CNI_ARGS,
 // family by family: nerdctl gives the IPv4 address in CNI_ARGS and the IPv6
 // address as a capability argument, and means both.
-func (c *Config) wantedIPs(args cniArgs) ([]netip.Addr, error) {
+func (c *config) wantedIPs(args cniArgs) ([]netip.Addr, error) {
 	var wanted []netip.Addr
 	var have4, have6 bool
 	for _, source := range []struct {
@@ -135,7 +135,7 @@ func parseIP(s string) (netip.Addr, error) {
 
 // wantedMAC returns the address to report for the interface: the one asked
 // for, by the same precedence, or none.
-func (c *Config) wantedMAC(args cniArgs) (string, error) {
+func (c *config) wantedMAC(args cniArgs) (string, error) {
 	for _, source := range []struct{ key, mac string }{
 		{"runtimeConfig.mac", c.Runtime.MAC},
 		{"args.cni.mac", c.ArgsCNI.MAC},

@@ -14,10 +14,10 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Config is a network configuration of type "usernet" as the plugin gets it on
+// config is a network configuration of type "usernet" as the plugin gets it on
 // its standard input (SPEC.md "Execution request"). Keys that it does not know
 // are errors, except those that the specification reserves.
-type Config struct {
+type config struct {
 	// CNIVersion is the version that the result is printed in. Empty: 0.1.0.
 	CNIVersion string
 	// Name of the network; two configurations of one name share a switch.
@@ -33,14 +33,14 @@ type Config struct {
 	// the socket. The key "autostart", default true.
 	Autostart bool
 	// IPAM says where addresses come from.
-	IPAM IPAMConfig
+	IPAM ipamConfig
 	// DNS is what the result tells the runtime; what is empty the daemon fills
 	// (the gateway answers as name server).
 	DNS types.DNS
 	// Runtime holds the capability arguments (runtimeConfig).
-	Runtime RuntimeConfig
+	Runtime runtimeConfig
 	// ArgsCNI holds args.cni (CONVENTIONS.md).
-	ArgsCNI ArgsCNI
+	ArgsCNI argsCNI
 	// PrevResult is the result of the plugin before this one, or, for CHECK and
 	// DEL, of the ADD. nil: none.
 	PrevResult json.RawMessage
@@ -48,28 +48,28 @@ type Config struct {
 	Valid []types.GCAttachment
 }
 
-// ArgsCNI is the part of "args" that CONVENTIONS.md gives a meaning and that
+// argsCNI is the part of "args" that CONVENTIONS.md gives a meaning and that
 // usernet acts on.
-type ArgsCNI struct {
+type argsCNI struct {
 	IPs []string `json:"ips"`
 	MAC string   `json:"mac"`
 }
 
-// field decodes the value of one key into a Config.
-type field func(c *Config, raw json.RawMessage) error
+// field decodes the value of one key into a config.
+type field func(c *config, raw json.RawMessage) error
 
 // fields is the whole schema of type "usernet". A nil entry is a key that is
 // known and means nothing to the plugin: type chose it, capabilities are the
 // runtime's, and the rest are keys of the list around it that some runtimes
 // leave in.
 var fields = map[string]field{
-	"cniVersion":                func(c *Config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.CNIVersion) },
+	"cniVersion":                func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.CNIVersion) },
 	"name":                      decodeName,
 	"socket":                    decodeSocket,
 	"device":                    decodeDevice,
 	"mtu":                       decodeMTU,
-	"internal":                  func(c *Config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Internal) },
-	"autostart":                 func(c *Config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Autostart) },
+	"internal":                  func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Internal) },
+	"autostart":                 func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Autostart) },
 	"ipam":                      decodeIPAM,
 	"dns":                       decodeDNS,
 	"runtimeConfig":             decodeRuntime,
@@ -98,12 +98,12 @@ const (
 
 // parseConfig decodes and judges a configuration. Faults are reported all at
 // once, under the code of the first; text that is no JSON object is code 6.
-func parseConfig(data []byte, how strictness) (*Config, error) {
+func parseConfig(data []byte, how strictness) (*config, error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(data, &keys); err != nil {
 		return nil, fail(types.ErrDecodingFailure, "decode the network configuration on standard input: %v", err)
 	}
-	c := &Config{Autostart: true, IPAM: IPAMConfig{Type: nativeIPAM}}
+	c := &config{Autostart: true, IPAM: ipamConfig{Type: nativeIPAM}}
 	var faults []*types.Error
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		decode, known := fields[key]
@@ -165,7 +165,7 @@ func decodeStrict(raw json.RawMessage, v any) error {
 	return d.Decode(v)
 }
 
-func decodeName(c *Config, raw json.RawMessage) error {
+func decodeName(c *config, raw json.RawMessage) error {
 	var name string
 	if err := json.Unmarshal(raw, &name); err != nil {
 		return err
@@ -177,7 +177,7 @@ func decodeName(c *Config, raw json.RawMessage) error {
 	return nil
 }
 
-func decodeSocket(c *Config, raw json.RawMessage) error {
+func decodeSocket(c *config, raw json.RawMessage) error {
 	var path string
 	if err := json.Unmarshal(raw, &path); err != nil {
 		return err
@@ -193,7 +193,7 @@ func decodeSocket(c *Config, raw json.RawMessage) error {
 	return nil
 }
 
-func decodeDevice(_ *Config, raw json.RawMessage) error {
+func decodeDevice(_ *config, raw json.RawMessage) error {
 	var device string
 	if err := json.Unmarshal(raw, &device); err != nil {
 		return err
@@ -211,7 +211,7 @@ const (
 	maxMTU   = 65535
 )
 
-func decodeMTU(c *Config, raw json.RawMessage) error {
+func decodeMTU(c *config, raw json.RawMessage) error {
 	if err := json.Unmarshal(raw, &c.MTU); err != nil {
 		return err
 	}
@@ -222,7 +222,7 @@ func decodeMTU(c *Config, raw json.RawMessage) error {
 }
 
 // minMTU returns the smallest MTU that the configured ranges allow.
-func minMTU(c *Config) int {
+func minMTU(c *config) int {
 	for _, set := range c.IPAM.Sets {
 		for _, r := range set {
 			if r.Subnet.Addr().Is6() {
@@ -233,7 +233,7 @@ func minMTU(c *Config) int {
 	return minMTUv4
 }
 
-func decodeDNS(c *Config, raw json.RawMessage) error {
+func decodeDNS(c *config, raw json.RawMessage) error {
 	var dns types.DNS
 	if err := decodeStrict(raw, &dns); err != nil {
 		return err
@@ -255,7 +255,7 @@ func checkNameservers(key string, servers []string) error {
 	return nil
 }
 
-func decodeArgs(c *Config, raw json.RawMessage) error {
+func decodeArgs(c *config, raw json.RawMessage) error {
 	var args struct {
 		CNI json.RawMessage `json:"cni"`
 	}
@@ -266,12 +266,12 @@ func decodeArgs(c *Config, raw json.RawMessage) error {
 	return json.Unmarshal(args.CNI, &c.ArgsCNI)
 }
 
-func decodePrevResult(c *Config, raw json.RawMessage) error {
+func decodePrevResult(c *config, raw json.RawMessage) error {
 	c.PrevResult = raw
 	return nil
 }
 
-func decodeValid(c *Config, raw json.RawMessage) error {
+func decodeValid(c *config, raw json.RawMessage) error {
 	var valid []types.GCAttachment
 	if err := json.Unmarshal(raw, &valid); err != nil {
 		return err

@@ -36,9 +36,9 @@ func TestParseConfigFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	table := 7
-	want := &Config{
+	want := &config{
 		CNIVersion: "1.1.0", Name: "web", Socket: "/run/x.sock", MTU: 1400, Internal: true,
-		IPAM: IPAMConfig{Type: "usernet",
+		IPAM: ipamConfig{Type: "usernet",
 			Sets: [][]control.Range{{
 				{Subnet: netip.MustParsePrefix("10.1.0.0/24"), RangeStart: netip.MustParseAddr("10.1.0.10"), RangeEnd: netip.MustParseAddr("10.1.0.20"), Gateway: netip.MustParseAddr("10.1.0.1")},
 				{Subnet: netip.MustParsePrefix("10.1.0.0/24"), RangeStart: netip.MustParseAddr("10.1.0.30")},
@@ -46,7 +46,7 @@ func TestParseConfigFull(t *testing.T) {
 			Routes: []*types.Route{{Dst: ipNet(netip.MustParsePrefix("192.168.0.0/16")), GW: netip.MustParseAddr("10.1.0.1").AsSlice(), MTU: 1300, Table: &table}},
 		},
 		DNS:        types.DNS{Nameservers: []string{"10.1.0.1", "fd01::1"}, Domain: "d", Search: []string{"s"}, Options: []string{"ndots:1"}},
-		ArgsCNI:    ArgsCNI{IPs: []string{"10.1.0.12"}, MAC: "02:00:00:00:00:01"},
+		ArgsCNI:    argsCNI{IPs: []string{"10.1.0.12"}, MAC: "02:00:00:00:00:01"},
 		PrevResult: json.RawMessage(`{"cniVersion": "1.1.0"}`),
 		Valid:      []types.GCAttachment{{ContainerID: "a", IfName: "eth0"}, {ContainerID: "b", IfName: "eth1"}},
 	}
@@ -65,7 +65,7 @@ func TestParseConfigDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
-		if diff := cmp.Diff(&Config{Name: "n", Autostart: true, IPAM: IPAMConfig{Type: "usernet"}}, c, ipDiff); diff != "" {
+		if diff := cmp.Diff(&config{Name: "n", Autostart: true, IPAM: ipamConfig{Type: "usernet"}}, c, ipDiff); diff != "" {
 			t.Errorf("%s: %s", text, diff)
 		}
 	}
@@ -165,12 +165,12 @@ func TestCapabilitiesOfGoCNI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := RuntimeConfig{
-		PortMappings: []PortMapping{
+	want := runtimeConfig{
+		PortMappings: []portMapping{
 			{HostPort: 8080, ContainerPort: 80, Protocol: "tcp", HostIP: "127.0.0.1"},
 			{HostPort: 53, ContainerPort: 53, Protocol: "udp"},
 		},
-		DNS:      &RuntimeDNS{Servers: []string{"1.1.1.1"}, Searches: []string{"a"}, Options: []string{"b"}},
+		DNS:      &runtimeDNS{Servers: []string{"1.1.1.1"}, Searches: []string{"a"}, Options: []string{"b"}},
 		IPRanges: [][]control.Range{{{Subnet: netip.MustParsePrefix("10.1.0.0/24"), RangeStart: netip.MustParseAddr("10.1.0.3")}}},
 	}
 	if diff := cmp.Diff(want, c.Runtime, ipDiff); diff != "" {
@@ -198,7 +198,7 @@ func TestEmptyCapabilitiesAskForNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(RuntimeConfig{}, c.Runtime); diff != "" {
+	if diff := cmp.Diff(runtimeConfig{}, c.Runtime); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -265,7 +265,7 @@ func TestWantedIPs(t *testing.T) {
 		{name: "zone", args: []string{"fe80::1%eth0"}, words: []string{"CNI_ARGS IP", "fe80::1%eth0"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c := &Config{Runtime: RuntimeConfig{IPs: test.runtime}, ArgsCNI: ArgsCNI{IPs: test.cni}}
+			c := &config{Runtime: runtimeConfig{IPs: test.runtime}, ArgsCNI: argsCNI{IPs: test.cni}}
 			got, err := c.wantedIPs(cniArgs{IPs: test.args})
 			if test.words != nil {
 				wantError(t, err, types.ErrInvalidNetworkConfig, test.words...)
@@ -292,7 +292,7 @@ func TestWantedMAC(t *testing.T) {
 		{args: "00:00:00:00:00:00", words: []string{"zero"}},
 		{args: "02:00:00:00:00:00:00:01", words: []string{"six bytes"}},
 	} {
-		c := &Config{Runtime: RuntimeConfig{MAC: test.runtime}, ArgsCNI: ArgsCNI{MAC: test.cni}}
+		c := &config{Runtime: runtimeConfig{MAC: test.runtime}, ArgsCNI: argsCNI{MAC: test.cni}}
 		got, err := c.wantedMAC(cniArgs{MAC: test.args})
 		if test.words != nil {
 			wantError(t, err, types.ErrInvalidNetworkConfig, test.words...)

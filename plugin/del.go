@@ -35,7 +35,7 @@ func (i *invocation) detach(ctx context.Context) error {
 		return err
 	}
 	stone := control.Tombstone{Link: i.key(), Deleted: time.Now()}
-	if err := stone.Write(i.socket()); err != nil {
+	if err := errors.Join(stone.Write(i.socket()), i.done("tombstone")); err != nil {
 		return err
 	}
 	// A daemon that was starting meanwhile may have looked for tombstones just

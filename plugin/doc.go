@@ -49,7 +49,7 @@
 // # The daemon is not there
 //
 // ADD, GC and STATUS start it unless the configuration says "autostart": false
-// (see [Config]). CHECK reports its absence. DEL never starts it: it removes
+//. CHECK reports its absence. DEL never starts it: it removes
 // what it can reach, writes a tombstone beside the socket (package control),
 // which the next daemon replays before it serves, and succeeds. VERSION does
 // not look for it.

@@ -15,9 +15,9 @@ import (
 // Any other type is the name of a CNI IPAM plugin to run.
 const nativeIPAM = "usernet"
 
-// IPAMConfig is the key "ipam". Its schema for type "usernet" is host-local's,
+// ipamConfig is the key "ipam". Its schema for type "usernet" is host-local's,
 // so that a configuration moves over by changing the type.
-type IPAMConfig struct {
+type ipamConfig struct {
 	// Type is "usernet" (also when the key ipam is absent) or the file name of
 	// an IPAM plugin in CNI_PATH.
 	Type string
@@ -31,7 +31,7 @@ type IPAMConfig struct {
 }
 
 // delegated reports whether an IPAM plugin is to be run.
-func (c IPAMConfig) delegated() bool { return c.Type != nativeIPAM }
+func (c ipamConfig) delegated() bool { return c.Type != nativeIPAM }
 
 // ipamFields is the schema of "ipam" for type usernet.
 type ipamFields struct {
@@ -45,7 +45,7 @@ type ipamFields struct {
 	ResolvConf *string `json:"resolvConf"`
 }
 
-func decodeIPAM(c *Config, raw json.RawMessage) error {
+func decodeIPAM(c *config, raw json.RawMessage) error {
 	var head struct {
 		Type string `json:"type"`
 	}

@@ -3,185 +3,24 @@ package plugin
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
 )
-
-// buildUsernet builds the real daemon, once.
-var buildUsernet = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "usernet-plugin-test-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "usernet")
-	cmd := exec.Command("go", "build", "-o", path, "github.com/usernet/usernet/cmd/usernet")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
-	}
-	return path, nil
-})
-
-// bed is a host namespace with a daemon in it, and a container's namespace.
-type bed struct {
-	t         *testing.T
-	host, ctr *netns.Handle
-	ctrPath   string
-	socket    string
-	client    *control.Client
-}
-
-// newBed makes namespaces without a daemon.
-func newBed(t *testing.T) *bed {
-	t.Helper()
-	b := &bed{t: t, host: nstest.NewNS(t), ctr: nstest.NewNS(t)}
-	b.ctrPath = nstest.Path(t, b.ctr)
-	b.socket = filepath.Join(t.TempDir(), "run", "usernet.sock")
-	b.client = control.Dial(b.socket)
-	return b
-}
-
-// startDaemon starts the real daemon in the host namespace.
-func (b *bed) startDaemon() {
-	b.t.Helper()
-	binary, err := buildUsernet()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	var log bytes.Buffer
-	cmd := exec.Command(binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(b.t.TempDir(), "state"))
-	cmd.Stdout, cmd.Stderr = &log, &log
-	nstest.Start(b.t, b.host, cmd)
-	b.t.Cleanup(func() {
-		if b.t.Failed() {
-			b.t.Logf("the daemon said:\n%s", log.String())
-		}
-	})
-	nstest.WaitFor(b.t, 10*time.Second, func() bool {
-		_, err := b.client.Version(context.Background())
-		return err == nil
-	})
-}
-
-// config returns a configuration for the bed's daemon; more replaces keys.
-func (b *bed) config(more map[string]any) string {
-	keys := map[string]any{
-		"cniVersion": "1.1.0", "name": "web", "type": "usernet", "socket": b.socket, "autostart": false,
-		"ipam": map[string]any{"type": "usernet", "ranges": []any{
-			[]any{map[string]any{"subnet": "10.88.0.0/24"}}, []any{map[string]any{"subnet": "fd88::/64"}}}},
-	}
-	maps.Copy(keys, more)
-	text, err := json.Marshal(keys)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return string(text)
-}
-
-// run runs a verb as the runtime would, in the host namespace. hook is the
-// invocation's afterStep.
-func (b *bed) run(verb, config string, hook func(string) error, env ...string) (*types100.Result, error) {
-	b.t.Helper()
-	var stdout, stderr bytes.Buffer
-	inv := &invocation{Process: Process{
-		Env:   append([]string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + b.ctrPath}, env...),
-		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Runtime: "test",
-	}, version: newestVersion, afterStep: hook}
-	err := b.host.Do(func() error { return inv.run(context.Background()) })
-	if undone := stderr.String(); strings.Contains(undone, "undo:") {
-		b.t.Errorf("%s: %s", verb, undone)
-	}
-	if err != nil || stdout.Len() == 0 {
-		return nil, err
-	}
-	result, err := parseResult(stdout.Bytes(), inv.version)
-	if err != nil {
-		b.t.Fatalf("%s printed %s: %v", verb, stdout.String(), err)
-	}
-	return result, nil
-}
-
-// world describes everything that an ADD may change.
-func (b *bed) world(ipamDir string) []string {
-	b.t.Helper()
-	var world []string
-	for name, ns := range map[string]*netns.Handle{"host": b.host, "container": b.ctr} {
-		nstest.In(b.t, ns, func() error {
-			links, err := netlink.LinkList() //nolint:forbidigo // nothing else changes this namespace
-			if err != nil {
-				return err
-			}
-			for _, l := range links {
-				world = append(world, fmt.Sprintf("%s: link %s alias %q", name, l.Attrs().Name, l.Attrs().Alias))
-			}
-			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-				routes, err := netlink.RouteList(nil, family) //nolint:forbidigo // nothing else changes this namespace
-				if err != nil {
-					return err
-				}
-				for _, r := range routes {
-					world = append(world, fmt.Sprintf("%s: route %v", name, r))
-				}
-			}
-			for _, table := range []string{"tcp", "tcp6", "udp", "udp6"} {
-				text, err := os.ReadFile("/proc/thread-self/net/" + table)
-				if err != nil {
-					return err
-				}
-				for line := range strings.Lines(string(text)) {
-					if col := strings.Fields(line); len(col) > 3 && col[0] != "sl" {
-						world = append(world, fmt.Sprintf("%s: %s socket %s state %s", name, table, col[1], col[3]))
-					}
-				}
-			}
-			return nil
-		})
-	}
-	links, err := b.client.Links(context.Background(), "")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for _, l := range links {
-		world = append(world, fmt.Sprintf("daemon: link %s %s %v", l.ID, l.State, l.Addrs))
-	}
-	networks, err := b.client.Networks(context.Background())
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for _, n := range networks {
-		if n.Pool.Leased > 0 {
-			world = append(world, fmt.Sprintf("daemon: %s has %d addresses leased", n.Name, n.Pool.Leased))
-		}
-	}
-	if ipamDir != "" {
-		leases, err := filepath.Glob(filepath.Join(ipamDir, "lease-*"))
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		world = append(world, leases...)
-	}
-	slices.Sort(world)
-	return world
-}
 
 var errInjected = errors.New("made to fail by the test")
 
@@ -368,6 +207,114 @@ func TestNetnsAddAndCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantError(t, check(), ErrAttachment, "eth0")
+}
+
+// TestNetnsCheckLooksAtTheDaemon: the interface is as it should be, and the
+// rest is not.
+func TestNetnsCheckLooksAtTheDaemon(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	runtime := map[string]any{"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 80, "hostIP": "127.0.0.1"}}}
+	r, err := b.run(cmdAdd, b.config(map[string]any{"runtimeConfig": runtime}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := b.config(map[string]any{"runtimeConfig": runtime, "prevResult": r})
+	inv := &invocation{params: parameters{IfName: "eth0"}}
+	iface, err := inv.expected(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The path leads to another container that looks the same.
+	twin := nstest.NewNS(t)
+	nstest.TUN(t, twin, iface)
+	_, err = b.run(cmdCheck, config, nil, "CNI_NETNS="+nstest.Path(t, twin))
+	wantError(t, err, ErrAttachment, "namespace", fmt.Sprint(twin.Inode()), fmt.Sprint(b.ctr.Inode()))
+	// Nobody holds the other end of the device.
+	idle := nstest.NewNS(t)
+	f := nstest.TUNFile(t, idle, iface)
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	_, err = b.run(cmdCheck, config, nil, "CNI_NETNS="+nstest.Path(t, idle))
+	wantError(t, err, ErrAttachment, "carrier")
+	// The daemon has stopped to listen.
+	pubs, err := b.client.Publications(context.Background())
+	if err != nil || len(pubs) != 1 {
+		t.Fatalf("publications %v, %v", pubs, err)
+	}
+	if _, err := b.run(cmdCheck, config, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.client.Unpublish(context.Background(), pubs[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.run(cmdCheck, config, nil)
+	wantError(t, err, ErrAttachment, "127.0.0.1:8080/tcp", "does not publish")
+	// It does not know the link.
+	key := control.LinkKey{Network: "web", Container: "c1", IfName: "eth0"}
+	if _, err := b.client.Detach(context.Background(), key); err != nil {
+		t.Fatal(err)
+	}
+	nstest.TUN(t, b.ctr, iface)
+	_, err = b.run(cmdCheck, config, nil)
+	wantError(t, err, ErrAttachment, key.String(), "no link")
+}
+
+// TestNetnsGCLeavesOthersAlone: two runtimes may share a network.
+func TestNetnsGCLeavesOthersAlone(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	if _, err := b.run(cmdAdd, b.config(nil), nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, runtime := range []string{"other", "test"} { // run is "test"
+		status := 0
+		nstest.In(t, b.host, func() error {
+			status = Run(context.Background(), Process{
+				Env: []string{"CNI_COMMAND=GC"}, Stdin: strings.NewReader(b.config(nil)),
+				Stdout: os.Stderr, Stderr: os.Stderr, Runtime: runtime,
+			})
+			return nil
+		})
+		links, err := b.client.Links(context.Background(), "")
+		if err != nil || status != 0 {
+			t.Fatal(status, err)
+		}
+		if want := map[string]int{"other": 1, "test": 0}[runtime]; len(links) != want {
+			t.Errorf("GC of %q leaves %d links, want %d", runtime, len(links), want)
+		}
+	}
+}
+
+// TestNetnsDelMeetsStartingDaemon: a daemon that started after the DEL's first
+// try and looked for tombstones before there was one hears of it all the same.
+func TestNetnsDelMeetsStartingDaemon(t *testing.T) {
+	b := newBed(t)
+	if err := os.MkdirAll(filepath.Dir(b.socket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var before []control.Tombstone
+	_, err := b.run(cmdDel, b.config(nil), func(step string) (err error) {
+		if step == "tombstone" {
+			before, err = control.Tombstones(b.socket)
+			for n := range before { // as if it came after the daemon had looked
+				if err := os.Rename(b.stone(), b.socket+".kept"); err != nil {
+					return fmt.Errorf("tombstone %d: %w", n, err)
+				}
+			}
+			b.startDaemon()
+			return errors.Join(err, os.Rename(b.socket+".kept", b.stone()))
+		}
+		return err
+	})
+	if err != nil || len(before) != 1 {
+		t.Fatalf("%v, tombstones %v", err, before)
+	}
+	if after, err := control.Tombstones(b.socket); err != nil || len(after) != 0 {
+		t.Errorf("tombstones %v, %v", after, err)
+	}
 }
 
 // TestNetnsDelWithoutDaemon: a device that bears the link's mark goes, one that

@@ -50,12 +50,20 @@ type invocation struct {
 	params  parameters
 	input   []byte  // the configuration as it came; IPAM plugins get it whole
 	version string  // to print results and errors in
-	conf    *Config // judged
+	conf    *config // judged
 	client  *control.Client
 
-	// afterStep is called after each step of an ADD; an error from it makes the
-	// step fail. For the tests that fail each step in turn; nil otherwise.
+	// afterStep is called after each step of an ADD and after a DEL's tombstone;
+	// an error from it makes the step fail. For tests; nil otherwise.
 	afterStep func(step string) error
+}
+
+// done reports a finished step.
+func (i *invocation) done(step string) error {
+	if i.afterStep == nil {
+		return nil
+	}
+	return i.afterStep(step)
 }
 
 // maxInput bounds the configuration; CNI has no limit, memory has.

@@ -43,7 +43,7 @@ func (f families) String() string {
 // that it names, or every address of each family that the container has. A
 // mapping whose address is of a family that the container lacks cannot work,
 // and is an error rather than a port that nobody answers.
-func (m *PortMapping) hostIPs(have families) ([]netip.Addr, error) {
+func (m *portMapping) hostIPs(have families) ([]netip.Addr, error) {
 	if m.HostIP != "" {
 		a, err := netip.ParseAddr(m.HostIP)
 		if err != nil {
@@ -67,7 +67,7 @@ func (m *PortMapping) hostIPs(have families) ([]netip.Addr, error) {
 
 // listen opens the sockets of one mapping in the current namespace, in the
 // order of the publications that go with them. On error nothing stays open.
-func (m *PortMapping) listen(ctx context.Context, have families) (specs []control.PublicationSpec, files []*os.File, err error) {
+func (m *portMapping) listen(ctx context.Context, have families) (specs []control.PublicationSpec, files []*os.File, err error) {
 	hosts, err := m.hostIPs(have)
 	if err != nil {
 		return nil, nil, err
@@ -116,7 +116,7 @@ func openSocket(ctx context.Context, proto string, at netip.AddrPort) (*os.File,
 }
 
 // refused explains why a host port could not be had.
-func (m *PortMapping) refused(at netip.AddrPort, err error) error {
+func (m *portMapping) refused(at netip.AddrPort, err error) error {
 	const key = "runtimeConfig.portMappings"
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):

@@ -30,7 +30,7 @@ func TestHostIPs(t *testing.T) {
 		{"127.0.0.1", v6, "", "it has IPv6"},
 		{"::1", v4, "", "it has IPv4"},
 	} {
-		m := &PortMapping{HostPort: 80, ContainerPort: 80, Protocol: "tcp", HostIP: test.hostIP}
+		m := &portMapping{HostPort: 80, ContainerPort: 80, Protocol: "tcp", HostIP: test.hostIP}
 		got, err := m.hostIPs(test.have)
 		if test.words != "" {
 			wantError(t, err, types.ErrInvalidNetworkConfig, test.words, test.hostIP)
@@ -55,7 +55,7 @@ func freePort(t *testing.T) int {
 // descriptor.
 func TestListen(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
-		m := &PortMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: proto}
+		m := &portMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: proto}
 		specs, files, err := m.listen(context.Background(), families{v4: true, v6: true})
 		if err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestListenInUse(t *testing.T) {
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
 	before := openFiles(t)
-	m := &PortMapping{HostPort: port, ContainerPort: 80, Protocol: "tcp"}
+	m := &portMapping{HostPort: port, ContainerPort: 80, Protocol: "tcp"}
 	_, _, err = m.listen(context.Background(), families{v4: true, v6: true})
 	wantError(t, err, ErrPortInUse, fmt.Sprint(port), "portMappings", "by another entry") // it is ours
 	if after := openFiles(t); after != before {
@@ -102,10 +102,10 @@ func TestListenInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	m = &PortMapping{HostPort: u.LocalAddr().(*net.UDPAddr).Port, ContainerPort: 80, Protocol: "udp", HostIP: "127.0.0.1"}
+	m = &portMapping{HostPort: u.LocalAddr().(*net.UDPAddr).Port, ContainerPort: 80, Protocol: "udp", HostIP: "127.0.0.1"}
 	_, _, err = m.listen(context.Background(), families{v4: true})
 	wantError(t, err, ErrPortInUse, "/udp")
-	m = &PortMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"}
+	m = &portMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"}
 	_, _, err = m.listen(context.Background(), families{v4: true})
 	wantError(t, err, types.ErrInvalidNetworkConfig, "192.0.2.1", "not an address of this host")
 }

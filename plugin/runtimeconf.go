@@ -14,37 +14,37 @@ import (
 	"github.com/usernet/usernet/internal/control"
 )
 
-// RuntimeConfig holds the capability arguments that the runtime gave
+// runtimeConfig holds the capability arguments that the runtime gave
 // (CONVENTIONS.md "Dynamic Plugin specific fields"). Their keys are matched
 // without regard to case below the capability's name, because go-cni marshals
 // Go structs without tags: {"HostPort":80}.
-type RuntimeConfig struct {
-	PortMappings []PortMapping
+type runtimeConfig struct {
+	PortMappings []portMapping
 	IPs          []string
 	MAC          string
-	DNS          *RuntimeDNS
+	DNS          *runtimeDNS
 	IPRanges     [][]control.Range
 	Aliases      []string
 }
 
-// PortMapping is one entry of the capability portMappings.
-type PortMapping struct {
+// portMapping is one entry of the capability portMappings.
+type portMapping struct {
 	HostPort      int    `json:"hostPort"`
 	ContainerPort int    `json:"containerPort"`
 	Protocol      string `json:"protocol"` // tcp or udp in any case; empty: tcp
 	HostIP        string `json:"hostIP"`   // empty: every address of the host
 }
 
-// RuntimeDNS is the capability dns; what it gives replaces the key dns of the
+// runtimeDNS is the capability dns; what it gives replaces the key dns of the
 // configuration.
-type RuntimeDNS struct {
+type runtimeDNS struct {
 	Servers  []string `json:"servers"`
 	Searches []string `json:"searches"`
 	Options  []string `json:"options"`
 }
 
 // capability decodes and judges the argument of one capability.
-type capability func(c *Config, raw json.RawMessage) error
+type capability func(c *config, raw json.RawMessage) error
 
 // capabilities are those that conflists may declare. A nil entry is one that
 // tells something and asks for nothing.
@@ -60,7 +60,7 @@ var capabilities = map[string]capability{
 	"io.kubernetes.cri.pod-annotations": nil,
 }
 
-func decodeRuntime(c *Config, raw json.RawMessage) error {
+func decodeRuntime(c *config, raw json.RawMessage) error {
 	var args map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &args); err != nil {
 		return err
@@ -94,8 +94,8 @@ func isEmptyJSON(raw json.RawMessage) bool {
 	return false
 }
 
-func decodePortMappings(c *Config, raw json.RawMessage) error {
-	var list []PortMapping
+func decodePortMappings(c *config, raw json.RawMessage) error {
+	var list []portMapping
 	if err := json.Unmarshal(raw, &list); err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func decodePortMappings(c *Config, raw json.RawMessage) error {
 }
 
 // check judges one mapping. Every error tells the entry it is about.
-func (m *PortMapping) check() error {
+func (m *portMapping) check() error {
 	const key = "runtimeConfig.portMappings"
 	switch {
 	case m.Protocol == "sctp":
@@ -134,11 +134,11 @@ func (m *PortMapping) check() error {
 	return nil
 }
 
-func decodeIPs(c *Config, raw json.RawMessage) error {
+func decodeIPs(c *config, raw json.RawMessage) error {
 	return json.Unmarshal(raw, &c.Runtime.IPs)
 }
 
-func decodeMAC(c *Config, raw json.RawMessage) error {
+func decodeMAC(c *config, raw json.RawMessage) error {
 	return json.Unmarshal(raw, &c.Runtime.MAC)
 }
 
@@ -157,8 +157,8 @@ func parseMAC(key, s string) (net.HardwareAddr, error) {
 	return mac, nil
 }
 
-func decodeRuntimeDNS(c *Config, raw json.RawMessage) error {
-	var dns RuntimeDNS
+func decodeRuntimeDNS(c *config, raw json.RawMessage) error {
+	var dns runtimeDNS
 	if err := json.Unmarshal(raw, &dns); err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func decodeRuntimeDNS(c *Config, raw json.RawMessage) error {
 	return nil
 }
 
-func decodeIPRanges(c *Config, raw json.RawMessage) error {
+func decodeIPRanges(c *config, raw json.RawMessage) error {
 	var sets [][]control.Range
 	if err := json.Unmarshal(raw, &sets); err != nil {
 		return err
@@ -183,7 +183,7 @@ func decodeIPRanges(c *Config, raw json.RawMessage) error {
 
 // decodeAliases takes both forms in use: the list of CONVENTIONS.md, and the
 // object by network name that podman and CRI-O send.
-func decodeAliases(c *Config, raw json.RawMessage) error {
+func decodeAliases(c *config, raw json.RawMessage) error {
 	if err := json.Unmarshal(raw, &c.Runtime.Aliases); err == nil {
 		return nil
 	}
@@ -199,7 +199,7 @@ func decodeAliases(c *Config, raw json.RawMessage) error {
 
 // decodeBandwidth refuses limits: nothing in the switch enforces them yet, and
 // a limit that is silently none is worse than an error. Zeros ask for none.
-func decodeBandwidth(_ *Config, raw json.RawMessage) error {
+func decodeBandwidth(_ *config, raw json.RawMessage) error {
 	var bw struct {
 		IngressRate, IngressBurst, EgressRate, EgressBurst uint64
 	}
@@ -215,13 +215,13 @@ func decodeBandwidth(_ *Config, raw json.RawMessage) error {
 
 // sets returns the ranges to lease from. Those of the runtime come first, as
 // with host-local.
-func (c *Config) sets() [][]control.Range {
+func (c *config) sets() [][]control.Range {
 	return append(slices.Clone(c.Runtime.IPRanges), c.IPAM.Sets...)
 }
 
 // dns returns the resolver configuration to ask the daemon for; the
 // capability's fields replace the configuration's.
-func (c *Config) dns() types.DNS {
+func (c *config) dns() types.DNS {
 	dns := *c.DNS.Copy()
 	if rt := c.Runtime.DNS; rt != nil {
 		if len(rt.Servers) > 0 {

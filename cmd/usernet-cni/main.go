@@ -1,5 +1,3 @@
-// Command usernet-cni is the CNI plugin of usernet: runtimes execute it as the
-// type "usernet" of a network configuration. All of it is in package plugin.
 package main
 
 import (

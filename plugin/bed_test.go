@@ -1,0 +1,186 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nstest"
+)
+
+// buildUsernet builds the real daemon, once.
+var buildUsernet = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "usernet-plugin-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "usernet")
+	cmd := exec.Command("go", "build", "-o", path, "github.com/usernet/usernet/cmd/usernet")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// bed is a host namespace with a daemon in it, and a container's namespace.
+type bed struct {
+	t         *testing.T
+	host, ctr *netns.Handle
+	ctrPath   string
+	socket    string
+	client    *control.Client
+}
+
+// newBed makes namespaces without a daemon.
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	b := &bed{t: t, host: nstest.NewNS(t), ctr: nstest.NewNS(t)}
+	b.ctrPath = nstest.Path(t, b.ctr)
+	b.socket = filepath.Join(t.TempDir(), "run", "usernet.sock")
+	b.client = control.Dial(b.socket)
+	return b
+}
+
+// startDaemon starts the real daemon in the host namespace.
+func (b *bed) startDaemon() {
+	b.t.Helper()
+	binary, err := buildUsernet()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var log bytes.Buffer
+	cmd := exec.Command(binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(b.t.TempDir(), "state"))
+	cmd.Stdout, cmd.Stderr = &log, &log
+	nstest.Start(b.t, b.host, cmd)
+	b.t.Cleanup(func() {
+		if b.t.Failed() {
+			b.t.Logf("the daemon said:\n%s", log.String())
+		}
+	})
+	nstest.WaitFor(b.t, 10*time.Second, func() bool {
+		_, err := b.client.Version(context.Background())
+		return err == nil
+	})
+}
+
+// config returns a configuration for the bed's daemon; more replaces keys.
+func (b *bed) config(more map[string]any) string {
+	keys := map[string]any{
+		"cniVersion": "1.1.0", "name": "web", "type": "usernet", "socket": b.socket, "autostart": false,
+		"ipam": map[string]any{"type": "usernet", "ranges": []any{
+			[]any{map[string]any{"subnet": "10.88.0.0/24"}}, []any{map[string]any{"subnet": "fd88::/64"}}}},
+	}
+	maps.Copy(keys, more)
+	text, err := json.Marshal(keys)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// run runs a verb as the runtime would, in the host namespace. hook is the
+// invocation's afterStep.
+func (b *bed) run(verb, config string, hook func(string) error, env ...string) (*types100.Result, error) {
+	b.t.Helper()
+	var stdout, stderr bytes.Buffer
+	inv := &invocation{Process: Process{
+		Env:   append([]string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + b.ctrPath}, env...),
+		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Runtime: "test",
+	}, version: newestVersion, afterStep: hook}
+	err := b.host.Do(func() error { return inv.run(context.Background()) })
+	if undone := stderr.String(); strings.Contains(undone, "undo:") {
+		b.t.Errorf("%s: %s", verb, undone)
+	}
+	if err != nil || stdout.Len() == 0 {
+		return nil, err
+	}
+	result, err := parseResult(stdout.Bytes(), inv.version)
+	if err != nil {
+		b.t.Fatalf("%s printed %s: %v", verb, stdout.String(), err)
+	}
+	return result, nil
+}
+
+// world describes everything that an ADD may change.
+func (b *bed) world(ipamDir string) []string {
+	b.t.Helper()
+	var world []string
+	for name, ns := range map[string]*netns.Handle{"host": b.host, "container": b.ctr} {
+		nstest.In(b.t, ns, func() error {
+			links, err := netlink.LinkList() //nolint:forbidigo // nothing else changes this namespace
+			if err != nil {
+				return err
+			}
+			for _, l := range links {
+				world = append(world, fmt.Sprintf("%s: link %s alias %q", name, l.Attrs().Name, l.Attrs().Alias))
+			}
+			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+				routes, err := netlink.RouteList(nil, family) //nolint:forbidigo // nothing else changes this namespace
+				if err != nil {
+					return err
+				}
+				for _, r := range routes {
+					world = append(world, fmt.Sprintf("%s: route %v", name, r))
+				}
+			}
+			for _, table := range []string{"tcp", "tcp6", "udp", "udp6"} {
+				text, err := os.ReadFile("/proc/thread-self/net/" + table)
+				if err != nil {
+					return err
+				}
+				for line := range strings.Lines(string(text)) {
+					if col := strings.Fields(line); len(col) > 3 && col[0] != "sl" {
+						world = append(world, fmt.Sprintf("%s: %s socket %s state %s", name, table, col[1], col[3]))
+					}
+				}
+			}
+			return nil
+		})
+	}
+	links, err := b.client.Links(context.Background(), "")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, l := range links {
+		world = append(world, fmt.Sprintf("daemon: link %s %s %v", l.ID, l.State, l.Addrs))
+	}
+	networks, err := b.client.Networks(context.Background())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, n := range networks {
+		if n.Pool.Leased > 0 {
+			world = append(world, fmt.Sprintf("daemon: %s has %d addresses leased", n.Name, n.Pool.Leased))
+		}
+	}
+	if ipamDir != "" {
+		leases, err := filepath.Glob(filepath.Join(ipamDir, "lease-*"))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		world = append(world, leases...)
+	}
+	slices.Sort(world)
+	return world
+}
+
+// stone is where the bed's DEL leaves its tombstone.
+func (b *bed) stone() string {
+	return filepath.Join(filepath.Dir(b.socket), "tombstones", "web~c1~eth0")
+}
