@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/usernet/usernet/internal/packet"
 )
@@ -112,23 +113,32 @@ func TestFragmentTimeout(t *testing.T) {
 		h := newHarness(t, nil)
 		a := h.attach("a", 2, nil)
 		pkt := a.ping(v4, 1, make([]byte, 2000))
-		var firsts [][]byte
+		sent := false
 		err := packet.Fragments(pkt, DefaultMTU, 9, func(frag []byte) error {
-			firsts = append(firsts, bytes.Clone(frag))
+			if !sent {
+				a.send(frag)
+			}
+			sent = true
 			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.send(firsts[0])
 		fr := &a.link.nat.fragments
 		eventually(t, fr.held)
-		fr.mu.Lock()
-		fr.r.Expire(testNow.AddDate(100, 0, 0), func(first []byte) { firsts = append(firsts, bytes.Clone(first)) })
-		fr.countLocked(a.link)
-		fr.mu.Unlock()
-		if len(firsts) != 3 || fr.held() {
-			t.Fatalf("%d fragments told of, held %v", len(firsts)-2, fr.held())
+		fr.expire(a.link, time.Now())
+		if !fr.held() {
+			t.Fatal("given up at once")
+		}
+		fr.expire(a.link, time.Now().Add(time.Minute))
+		_, answer := a.receive()
+		hdr := parse(t, answer)
+		kind := icmp4ErrorKind(hdr.ICMPType, hdr.ICMPCode)
+		if !v4 {
+			kind = icmp6ErrorKind(hdr.ICMPType, hdr.ICMPCode)
+		}
+		if hdr.Src != h.s.gateway(v4) || kind != packet.ErrReassemblyTimeout {
+			t.Errorf("%+v, want reassembly time exceeded from the gateway", hdr)
 		}
 		a.wantDrops(map[string]uint64{"reassembly": 1})
 	})

@@ -81,24 +81,21 @@ func (fr *fragments) held() bool {
 	return n > 0
 }
 
-// expire gives up what is incomplete for too long and tells the container
-// (RFC 792, RFC 8200 §4.5).
-func (fr *fragments) expire(l *Link) {
-	for _, first := range fr.expired(l) {
+// expire gives up what is incomplete for too long at now and tells the container
+// (RFC 792, RFC 8200 §4.5). Without anything left it gives the memory back.
+func (fr *fragments) expire(l *Link, now time.Time) {
+	for _, first := range fr.expired(l, now) {
 		l.rejectPacket(first, packet.ErrReassemblyTimeout, l.s.gateway(first[0]>>4 == 4), 0)
 	}
 }
 
-func (fr *fragments) expired(l *Link) (firsts [][]byte) {
+func (fr *fragments) expired(l *Link, now time.Time) (firsts [][]byte) {
 	fr.mu.Lock()
 	defer fr.mu.Unlock()
 	if fr.r == nil {
 		return nil
 	}
-	if n, _ := fr.r.Held(); n == 0 {
-		return nil
-	}
-	fr.r.Expire(time.Now(), func(first []byte) { firsts = append(firsts, append([]byte(nil), first...)) })
+	fr.r.Expire(now, func(first []byte) { firsts = append(firsts, append([]byte(nil), first...)) })
 	fr.countLocked(l)
 	return firsts
 }

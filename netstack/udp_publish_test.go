@@ -36,7 +36,8 @@ func dialUDP(t *testing.T, to netip.AddrPort) *net.UDPConn {
 func TestPublishUDP(t *testing.T) {
 	for _, host := range []string{"127.0.0.1:0", "[::1]:0"} {
 		t.Run(host, func(t *testing.T) {
-			h := newHarness(t, nil)
+			// An internal network may be published into as well.
+			h := newHarness(t, func(c *Config) { c.Internal = true })
 			a := h.attach("a", 2, nil)
 			p := h.publishUDP("a", host)
 			v4 := p.Host().Addr().Is4()

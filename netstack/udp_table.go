@@ -446,7 +446,7 @@ func (l *Link) sweepNAT(now int64) bool {
 			p.end("idle")
 		}
 	}
-	l.nat.fragments.expire(l)
+	l.nat.fragments.expire(l, time.Now())
 	return l.natHolds()
 }
 
