@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"time"
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/netstack"
@@ -44,8 +43,12 @@ func ExampleNetwork() {
 	}
 	defer network.Close()
 
-	server := usernet.Command("busybox", "nc", "-ll", "-p", "7", "-e", "busybox", "cat")
+	server := usernet.Command("/proc/self/exe", "echo", ":7") // this very program, see main_test.go
 	server.Network, server.Name = network, "echo"
+	ready, err := server.StdoutPipe()
+	if err != nil {
+		log.Fatal(err)
+	}
 	if err := server.Start(); err != nil {
 		log.Fatal(err)
 	}
@@ -53,13 +56,9 @@ func ExampleNetwork() {
 		server.Process.Kill()
 		server.Wait()
 	}()
+	io.ReadFull(ready, make([]byte, len("ready")))
 
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	conn, err := network.DialContext(ctx, "tcp4", "echo:7")
-	for err != nil && ctx.Err() == nil { // until the server listens
-		conn, err = network.DialContext(ctx, "tcp4", "echo:7")
-	}
+	conn, err := network.DialContext(context.Background(), "tcp", "echo:7")
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -91,7 +90,7 @@ func ExampleNetworkConfig_hostServices() {
 	}()
 
 	target := netip.MustParseAddrPort(database.Addr().String())
-	cmd := usernet.Command("busybox", "nc", "database", fmt.Sprint(target.Port()))
+	cmd := usernet.Command("/proc/self/exe", "fetch", fmt.Sprintf("database:%d", target.Port()))
 	cmd.Private.HostServices = []netstack.HostService{{Name: "database", Target: target}}
 	out, err := cmd.Output()
 	if err != nil {

@@ -2,6 +2,10 @@ package usernet_test
 
 import (
 	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
 	"os"
 	"testing"
 
@@ -14,6 +18,9 @@ import (
 
 func TestMain(m *testing.M) {
 	usernet.Init()
+	if len(os.Args) == 3 {
+		act(os.Args[1], os.Args[2])
+	}
 	flag.Parse()
 	// Examples cannot skip themselves. With CI=true they run, and fail where
 	// they cannot: nothing is left untested unseen.
@@ -21,6 +28,34 @@ func TestMain(m *testing.M) {
 		flag.Set("test.skip", "^Example")
 	}
 	nstest.Main(m)
+}
+
+// act is what this program does as a command of an example, which cannot rely
+// on other programs being installed.
+func act(role, address string) {
+	switch role {
+	case "echo":
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Print("ready")
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				log.Fatal(err)
+			}
+			io.Copy(c, c)
+			c.Close()
+		}
+	case "fetch":
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			log.Fatal(err)
+		}
+		io.Copy(os.Stdout, c)
+		os.Exit(0)
+	}
 }
 
 // canMakeNamespaces reports whether this very process can do what the examples

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/usernet/usernet/internal/nstest"
+)
+
+// startDaemon runs a daemon on the world's machine until the test's end.
+func (w *world) startDaemon() {
+	w.t.Helper()
+	cmd := w.command("daemon", "--state-dir", filepath.Join(w.dir, "state"))
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.start(cmd)
+	await(w.t, linesOf(stderr), "serving")
+}
+
+// TestNetnsDaemonAndItsClients goes through the command line as a person would:
+// a network, two commands on it, ports, flows, captures, and the end.
+func TestNetnsDaemonAndItsClients(t *testing.T) {
+	need(t, "curl", "tshark")
+	w := newWorld(t)
+	w.startDaemon()
+	expect := func(out string, wants ...string) {
+		t.Helper()
+		for _, want := range wants {
+			if !strings.Contains(out, want) {
+				t.Errorf("%q is not in\n%s", want, out)
+			}
+		}
+	}
+	expect(w.run("network", "create", "web", "--subnet", "10.20.0.0/24", "--subnet", "fd20::/64"), "web 10.20.0.1/24,fd20::1/64")
+	expect(w.run("network", "ls"), "NAME", "web", "10.20.0.1/24,fd20::1/64", "api")
+	expect(w.run("network", "inspect", "web"), "Gateways", "fd20::1/64")
+
+	server := w.command("run", "--network", "web", "--name", "server", "-p", "203.0.113.1:8080:80", "--", "sh", "-c",
+		"mkdir -p www && cd www && echo hello > index.html && echo ready && exec busybox httpd -f -p 80")
+	server.Dir = t.TempDir()
+	out, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start(server)
+	await(t, linesOf(out), "ready")
+	w.run("run", "--network", "web", "--name", "waiter", "--", "sh", "-c", "until busybox nc server 80 </dev/null 2>/dev/null; do :; done")
+	expect(w.run("run", "--network", "web", "--name", "client", "--", "sh", "-c", "curl -4 -sS http://server/ && curl -6 -sS http://server/"), "hello\nhello\n")
+	expect(nstest.Exec(t, w.outside, "curl", "-sS", "http://203.0.113.1:8080/"), "hello")
+
+	expect(w.run("ps"), "NETWORK", "server", "10.20.0.2", "203.0.113.1:8080->80/tcp", "attached")
+	expect(w.run("inspect", "server"), "web/server/eth0", "10.20.0.2/24", "Sent")
+	id := strings.Fields(w.run("publish", "server", "203.0.113.1:9090:80"))[0]
+	expect(nstest.Exec(t, w.outside, "curl", "-sS", "http://203.0.113.1:9090/"), "hello")
+	expect(w.run("port", "ls"), "203.0.113.1:9090", "203.0.113.1:8080")
+	expect(w.run("unpublish", id), id)
+	if _, err := nstest.TryExec(t, w.outside, "curl", "-sS", "-m", "5", "http://203.0.113.1:9090/"); err == nil {
+		t.Error("the port still answers after unpublish")
+	}
+	expect(w.run("flows"), "peer", "ingress", "203.0.113.2:")
+	expect(w.run("flows", "server"), "ingress")
+	expect(w.run("stats"), "(all)", "server")
+
+	for _, listing := range [][]string{{"ps"}, {"network", "ls"}, {"network", "inspect", "web"}, {"inspect", "server"}, {"flows"}, {"stats"}, {"port", "ls"}} {
+		if out := w.run(append(listing, "--json")...); !json.Valid([]byte(out)) {
+			t.Errorf("%s --json prints no JSON:\n%s", strings.Join(listing, " "), out)
+		}
+	}
+	testCapture(t, w)
+	if r := w.do(w.command("network", "rm", "web")); r.status != 1 || !strings.Contains(r.stderr, "server") {
+		t.Errorf("a network in use: status %d, %s", r.status, r.stderr)
+	}
+	server.Process.Signal(syscall.SIGTERM)
+	server.Wait()
+	if out := w.run("ps"); strings.Contains(out, "server") {
+		t.Errorf("after its end there is still\n%s", out)
+	}
+	expect(w.run("network", "rm", "web"), "web")
+	r := w.do(w.command("run", "--network", "web", "--", "true"))
+	if r.status != 125 || !strings.Contains(r.stderr, "usernet network create web") {
+		t.Errorf("a network that is not there: status %d, %s", r.status, r.stderr)
+	}
+}
+
+// testCapture reads a capture along while packets come.
+func testCapture(t *testing.T, w *world) {
+	t.Helper()
+	capture := w.command("capture", "server")
+	pcap, err := capture.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start(capture)
+	tshark := exec.Command("tshark", "-l", "-r", "-", "-Y", "http.request", "-T", "fields", "-e", "http.request.uri")
+	tshark.Stdin = pcap
+	out, err := tshark.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tshark.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer tshark.Wait()
+	defer tshark.Process.Kill()
+	seen := linesOf(out)
+	deadline := time.After(30 * time.Second)
+	for i := 0; ; i++ {
+		nstest.Exec(t, w.outside, "curl", "-sS", fmt.Sprintf("http://203.0.113.1:8080/index.html?%d", i))
+		select {
+		case line := <-seen:
+			if !strings.Contains(line, "/index.html") {
+				t.Errorf("tshark says %q", line)
+			}
+			return
+		case <-deadline:
+			t.Fatal("tshark sees nothing")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// TestNetnsRunKilledLeavesNoLink kills usernet: the daemon takes its link back.
+func TestNetnsRunKilledLeavesNoLink(t *testing.T) {
+	w := newWorld(t)
+	w.startDaemon()
+	w.run("network", "create", "web")
+	cmd := w.command("run", "--network", "web", "--name", "box", "--", "sh", "-c", "echo ready; exec sleep 600")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start(cmd)
+	await(t, linesOf(out), "ready")
+	cmd.Process.Kill()
+	nstest.WaitFor(t, 10*time.Second, func() bool { return !strings.Contains(w.run("ps"), "box") })
+}
