@@ -193,35 +193,7 @@ func TestNetnsSuperframesArriveFromARealTCPSender(t *testing.T) {
 			go copyFrames(devS, devR, family.gso, counts)
 			go copyFrames(devR, devS, family.gso, make(chan frameCounts, 1))
 
-			l := nstest.Listen(t, receiver, family.network, family.peer)
-			received := make(chan int64, 1)
-			go func() {
-				c, err := l.Accept()
-				if err != nil {
-					received <- -1
-					return
-				}
-				defer c.Close()
-				n, _ := io.Copy(io.Discard, c)
-				received <- n
-			}()
-			c, err := nstest.Dial(t, sender, family.network, family.peer)
-			if err != nil {
-				t.Fatal(err)
-			}
-			const total = 16 << 20
-			if _, err := c.Write(make([]byte, total)); err != nil {
-				t.Fatal(err)
-			}
-			c.Close()
-			select {
-			case n := <-received:
-				if n != total {
-					t.Errorf("received %d bytes, want %d", n, total)
-				}
-			case <-time.After(30 * time.Second):
-				t.Error("transfer not over within 30 s")
-			}
+			transfer(t, sender, receiver, family.network, family.peer, 16<<20)
 			devS.Close()
 			devR.Close()
 			got := <-counts
@@ -234,6 +206,40 @@ func TestNetnsSuperframesArriveFromARealTCPSender(t *testing.T) {
 				t.Errorf("%d frames of a real TCP did not pass Header.Check", got.malformed)
 			}
 		})
+	}
+}
+
+// transfer sends total bytes by TCP from one namespace to an address of the
+// other.
+func transfer(t *testing.T, sender, receiver *netns.Handle, network, addr string, total int64) {
+	t.Helper()
+	l := nstest.Listen(t, receiver, network, addr)
+	received := make(chan int64, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			received <- -1
+			return
+		}
+		defer c.Close()
+		n, _ := io.Copy(io.Discard, c)
+		received <- n
+	}()
+	c, err := nstest.Dial(t, sender, network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Write(make([]byte, total))
+	if err := errors.Join(err, c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case n := <-received:
+		if n != total {
+			t.Errorf("received %d bytes, want %d", n, total)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("transfer not over within 30 s")
 	}
 }
 

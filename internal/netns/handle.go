@@ -137,22 +137,32 @@ func (h *Handle) control(fn func(fd int) error) error {
 	return result
 }
 
-// onThread runs fn on an OS thread of its own. The goroutine ends with the
-// thread still locked, for which the runtime ends the thread with it: nothing
-// can inherit its namespace.
+// onThread runs fn on an OS thread of its own and returns its error.
 func onThread(fn func() error) error {
 	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		done := false
-		defer func() {
-			if !done { // fn called runtime.Goexit, as testing's FailNow does
-				result <- errors.New("function ended its goroutine inside the network namespace")
-			}
-		}()
-		err := fn()
-		done = true
-		result <- err
-	}()
+	go disposable(fn, result)
 	return <-result
+}
+
+// disposable runs fn on a thread that ends with it: the goroutine ends with the
+// thread locked, for which the runtime ends the thread, so that nothing inherits
+// its namespace. Not so the process's first thread, which the runtime only parks
+// for ever; the namespace would live as long as the process, and be what
+// /proc/PID/ns/net shows. That thread is held here while another does the work.
+func disposable(fn func() error, result chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread()
+		result <- onThread(fn)
+		return
+	}
+	done := false
+	defer func() {
+		if !done { // fn called runtime.Goexit, as testing's FailNow does
+			result <- errors.New("function ended its goroutine inside the network namespace")
+		}
+	}()
+	err := fn()
+	done = true
+	result <- err
 }

@@ -3,6 +3,7 @@ package nstest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -106,7 +107,34 @@ func Veth(t testing.TB, a, b *netns.Handle, cidrs ...string) (nameA, nameB strin
 	}
 	In(t, a, func() error { return plugIn(nameA, addrs[0]) })
 	In(t, b, func() error { return plugIn(nameB, addrs[1]) })
+	waitLinkLocal(t, a, nameA)
+	waitLinkLocal(t, b, nameB)
 	return nameA, nameB
+}
+
+// waitLinkLocal waits until the kernel has made the link-local address of an
+// interface, which it does a moment after both ends are up.
+func waitLinkLocal(t testing.TB, ns *netns.Handle, name string) {
+	t.Helper()
+	WaitFor(t, 10*time.Second, func() (ready bool) {
+		In(t, ns, func() error {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+			if errors.Is(err, netlink.ErrDumpInterrupted) {
+				return nil // asked again
+			}
+			for _, a := range addrs {
+				if a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+					ready = true
+				}
+			}
+			return err
+		})
+		return ready
+	})
 }
 
 // plugIn configures one end of a cable. Unlike netns.Configure it leaves the
@@ -122,6 +150,9 @@ func plugIn(name string, addrs []netip.Prefix) error {
 	}
 	for _, p := range addrs {
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("add address %v to %s: %w", p, name, err)
 		}
