@@ -228,7 +228,7 @@ func TryExec(t testing.TB, ns *netns.Handle, argv ...string) (string, error) {
 }
 
 // Start starts cmd in ns. At the test's end it is killed if it still runs, and
-// waited for.
+// waited for. cmd must have no Pdeathsig: the thread that starts it ends at once.
 func Start(t testing.TB, ns *netns.Handle, cmd *exec.Cmd) {
 	t.Helper()
 	In(t, ns, cmd.Start)
