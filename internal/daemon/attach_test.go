@@ -153,6 +153,40 @@ func TestNetnsAttachUndoesEveryStep(t *testing.T) {
 	}
 }
 
+// TestNetnsNetworkOfAnAttachUnderWayStays: between its first and last step an
+// attach holds the network.
+func TestNetnsNetworkOfAnAttachUnderWayStays(t *testing.T) {
+	cfg := testConfig(t)
+	reached, proceed := make(chan struct{}), make(chan struct{})
+	cfg.fault = func(step string) error {
+		if step == stepIntent {
+			close(reached)
+			<-proceed
+		}
+		return nil
+	}
+	r := start(t, cfg)
+	tun, _ := tunFile(t)
+	done := make(chan error, 1)
+	go func() {
+		a, err := r.Attach(t.Context(), request("a"), tun)
+		if err == nil {
+			defer a.Close()
+			err = a.Commit(t.Context())
+		}
+		done <- err
+	}()
+	<-reached
+	wantCode(t, r.RemoveNetwork(t.Context(), "net"), control.CodeNetworkInUse)
+	close(proceed)
+	if err := <-done; err != nil {
+		t.Errorf("attach: %v", err)
+	}
+	if w := r.world(t); len(w.Links) != 1 || len(w.Networks) != 1 {
+		t.Errorf("world %+v", w)
+	}
+}
+
 func TestNetnsUncommittedLinkEndsWithItsConnection(t *testing.T) {
 	r := start(t, testConfig(t))
 	tun, _ := tunFile(t)

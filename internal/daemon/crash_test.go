@@ -290,6 +290,39 @@ func TestNetnsStopUndoesWhatIsNotCommitted(t *testing.T) {
 	}
 }
 
+// TestNetnsStopWaitsForUndo: an undo that takes its time is not cut short by
+// the end of the daemon.
+func TestNetnsStopWaitsForUndo(t *testing.T) {
+	cfg := testConfig(t)
+	r := start(t, cfg)
+	tun, _ := tunFile(t)
+	req := request("a")
+	a, err := r.Attach(t.Context(), req, tun)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	unlock, err := r.d.keys.lock(t.Context(), req.Key()) // the undo waits for this
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- r.stop() }()
+	timer := time.NewTimer(300 * time.Millisecond)
+	select {
+	case err := <-done:
+		unlock()
+		t.Fatalf("the daemon ended (%v) before the undo", err)
+	case <-timer.C:
+	}
+	unlock()
+	<-done
+	r = start(t, cfg)
+	if w := r.world(t); len(w.Records) != 0 {
+		t.Errorf("left: %+v", w)
+	}
+}
+
 // TestNetnsIdleDaemonWaitsForLinks: links keep it alive.
 func TestNetnsIdleDaemonWaitsForLinks(t *testing.T) {
 	cfg := testConfig(t)
