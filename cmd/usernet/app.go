@@ -117,7 +117,6 @@ func (a *app) root() *cobra.Command {
 	add("daemon", a.daemonCommand(), a.networkCommand(), a.publishCommand(), a.unpublishCommand(), a.portCommand(), a.cniCommand())
 	add("see", a.psCommand(), a.inspectCommand(), a.flowsCommand(), a.statsCommand(), a.captureCommand())
 	add("machine", a.doctorCommand(), a.versionCommand())
-	root.InitDefaultCompletionCmd()
 	root.SetHelpCommandGroupID("machine")
 	root.SetCompletionCommandGroupID("machine")
 	return root

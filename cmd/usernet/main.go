@@ -1,5 +1,3 @@
-// Command usernet gives commands and containers a network from one unprivileged
-// process. "usernet help" lists what it does.
 package main
 
 import (

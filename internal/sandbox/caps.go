@@ -9,7 +9,8 @@ import (
 
 // setupCaps are what the child needs in its own user namespace: to make
 // namespaces and mounts, to configure interfaces, and to give the rest up.
-var setupCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP}
+// CAP_DAC_OVERRIDE is overlayfs's wish: it works in a directory of mode 0.
+var setupCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP, unix.CAP_DAC_OVERRIDE}
 
 // effectiveCaps returns the calling thread's effective capabilities as a set of
 // bits.

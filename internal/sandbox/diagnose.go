@@ -64,13 +64,16 @@ func namespaceHint(errno syscall.Errno, ownUserns bool) string {
 		if !ownUserns {
 			return "making namespaces is forbidden here although this is root with CAP_SYS_ADMIN: a seccomp filter? (containers: --security-opt seccomp=unconfined)"
 		}
-		return restrictionHint()
+		if hint := restrictionHint(); hint != "" {
+			return hint
+		}
+		return "user namespaces are forbidden here: a seccomp filter or security module? (containers: --security-opt seccomp=unconfined)"
 	}
 	return ""
 }
 
 // restrictionHint names what keeps an unprivileged user from namespaces, or from
-// using what they promise.
+// using what they promise; empty when nothing known does.
 func restrictionHint() string {
 	switch {
 	case readSysctl("kernel/unprivileged_userns_clone", "1") == "0":
@@ -81,7 +84,7 @@ func restrictionHint() string {
 	case readSysctl("user/max_user_namespaces", "1") == "0":
 		return "this machine allows no user namespaces: sysctl -w user.max_user_namespaces=15000"
 	}
-	return "user namespaces are forbidden here: a seccomp filter or security module? (containers: --security-opt seccomp=unconfined)"
+	return ""
 }
 
 // readSysctl reads a parameter by its path below /proc/sys; what cannot be read

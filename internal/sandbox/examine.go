@@ -72,7 +72,7 @@ func checkNamespaces() Check {
 		if errors.As(err, &errno) {
 			c.Fix = namespaceHint(errno, true)
 		} else {
-			c.Fix = restrictionHint()
+			c.Fix = restrictionHint() // it started, and then died
 		}
 	}
 	return c

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestCNIInstall installs the real plugin, again, over foreign files and over a
+// configuration that was edited.
+func TestCNIInstall(t *testing.T) {
+	dir := t.TempDir()
+	plugin := filepath.Join(dir, "usernet-cni")
+	build := exec.Command("go", "build", "-o", plugin, "../usernet-cni")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the plugin: %v\n%s", err, out)
+	}
+	bin, conf := filepath.Join(dir, "bin"), filepath.Join(dir, "conf")
+	pluginPath, confPath := filepath.Join(bin, "usernet"), filepath.Join(conf, "web.conflist")
+	install := func(more ...string) (status int, stdout, stderr string) {
+		var o, e bytes.Buffer
+		args := append([]string{"cni", "install", "--plugin", plugin, "--bin-dir", bin, "--conf-dir", conf, "--name", "web"}, more...)
+		status = run(context.Background(), args, func(string) string { return "" }, nil, &o, &e)
+		return status, o.String(), e.String()
+	}
+	write := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if status, out, stderr := install(); status != 0 || out != "wrote      "+pluginPath+"\nwrote      "+confPath+"\n" {
+		t.Fatalf("status %d, %q %q", status, out, stderr)
+	}
+	version := exec.Command(pluginPath)
+	version.Env, version.Stdin = []string{"CNI_COMMAND=VERSION"}, strings.NewReader(`{"cniVersion":"1.0.0"}`)
+	if out, err := version.Output(); err != nil || !bytes.Contains(out, []byte("supportedVersions")) {
+		t.Errorf("the installed plugin says %q, %v", out, err)
+	}
+	if status, out, _ := install(); status != 0 || out != "unchanged  "+pluginPath+"\nunchanged  "+confPath+"\n" {
+		t.Errorf("the second time: status %d, %q", status, out)
+	}
+
+	write(confPath, `{"name":"web","plugins":[{"type":"usernet","mtu":1400}]}`)
+	if status, _, stderr := install(); status != 1 || !strings.Contains(stderr, "--force replaces it") {
+		t.Errorf("an edited configuration: status %d, %q", status, stderr)
+	}
+	if status, out, _ := install("--force"); status != 0 || !strings.Contains(out, "replaced   "+confPath) {
+		t.Errorf("with --force: status %d, %q", status, out)
+	}
+	write(confPath, `{"name":"web","plugins":[{"type":"bridge"}]}`)
+	if status, _, stderr := install("--force"); status != 1 || !strings.Contains(stderr, "not a configuration of type usernet") {
+		t.Errorf("a foreign configuration: status %d, %q", status, stderr)
+	}
+
+	// A foreign program, and a fault of the second file, leave the first alone.
+	os.RemoveAll(conf)
+	write(pluginPath, "#!/bin/sh\n")
+	if status, _, stderr := install(); status != 1 || !strings.Contains(stderr, pluginPath+" is not usernet's plugin") {
+		t.Errorf("a foreign program: status %d, %q", status, stderr)
+	}
+	if _, err := os.Stat(conf); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a configuration was written for it: %v", err)
+	}
+	os.Remove(pluginPath)
+	write(conf, "in the way of the directory")
+	if status, _, _ := install(); status != 1 {
+		t.Errorf("a directory that cannot be made: status %d", status)
+	}
+	if _, err := os.Stat(pluginPath); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("half an installation is left: %v", err)
+	}
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestNetnsRunReplacesResolvConf tries the shapes that a machine's resolv.conf
+// has: a file, a link into another directory, a link to nothing, nothing. The
+// command sees the generated one, and the machine's /etc stays as it was.
+func TestNetnsRunReplacesResolvConf(t *testing.T) {
+	w := newWorld(t)
+	w.openToNobody()
+	for name, make := range map[string]string{
+		"a file":                  "echo 'search example.net' > etc/resolv.conf",
+		"a link":                  "mkdir resolve; echo 'nameserver 127.0.0.53' > resolve/stub.conf; ln -s $PWD/resolve/stub.conf etc/resolv.conf",
+		"a link to nothing":       "ln -s $PWD/resolve/stub.conf etc/resolv.conf",
+		"nothing":                 "true",
+		"nothing, hosts likewise": "rm -f etc/hosts",
+	} {
+		for user, wrap := range map[string]func(*exec.Cmd) *exec.Cmd{
+			"root":   func(cmd *exec.Cmd) *exec.Cmd { return cmd },
+			"nobody": func(cmd *exec.Cmd) *exec.Cmd { return asNobody(t, cmd) },
+		} {
+			t.Run(name+"/"+user, func(t *testing.T) {
+				dir, err := os.MkdirTemp("/var/tmp", "usernet-etc-")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer os.RemoveAll(dir)
+				if err := os.Chmod(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				inner := wrap(w.command("run", "--", "sh", "-c", "cat /etc/resolv.conf; getent hosts outside.example; getent hosts localhost; ls /etc"))
+				const script = `set -e; cd "$1"; shift; mkdir etc; cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/hosts etc/; SHAPE
+ls -lAR . > before; mount --bind etc /etc; "$@"; umount /etc; ls -lAR . > after; sed -i '/ \(before\|after\)$/d; /^total/d' before after; diff before after`
+				argv := append([]string{"--mount", "sh", "-c", strings.Replace(script, "SHAPE", make, 1), "sh", dir}, inner.Args...)
+				cmd := exec.Command("unshare", argv...)
+				cmd.Env = inner.Env
+				r := w.do(cmd)
+				for _, want := range []string{"nameserver 10.83.0.1\n", "2001:db8:113::2", "localhost", "passwd"} {
+					if !strings.Contains(r.stdout, want) {
+						t.Errorf("%q is not in the output", want)
+					}
+				}
+				if r.status != 0 || r.stderr != "" || strings.Contains(r.stdout, "127.0.0.53") {
+					t.Errorf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+				}
+			})
+		}
+	}
+}
