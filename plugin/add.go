@@ -346,7 +346,7 @@ func (a *adding) attach(ctx context.Context) error {
 }
 
 // moveIn puts the device into the container and configures it.
-func (a *adding) moveIn(context.Context) error {
+func (a *adding) moveIn(ctx context.Context) error {
 	reply := &a.link.Reply
 	if len(reply.Addrs) == 0 || len(reply.Gateways) != len(reply.Addrs) {
 		return fail(ErrDaemonProtocol, "attach %s: the daemon answered %d addresses and %d gateways",
@@ -361,7 +361,15 @@ func (a *adding) moveIn(context.Context) error {
 		configured = a.leased.Routes
 	}
 	a.made.routes = routes(configured, reply.Addrs, reply.Gateways, a.conf.Internal)
-	var err error
+	err := lockNetns(ctx, a.target) // until verify, or close
+	if err != nil {
+		return err
+	}
+	if len(configured) == 0 {
+		if err := a.target.Do(func() error { return yieldRoutes(a.made.routes) }); err != nil {
+			return err
+		}
+	}
 	if a.iface, err = kernelInterface(a.params.IfName, reply.MTU, reply.Addrs, a.made.routes); err != nil {
 		return err
 	}
@@ -382,7 +390,7 @@ func (a *adding) verify(context.Context) error {
 	if err := a.target.Do(func() error { return netns.Verify(a.iface) }); err != nil {
 		return fmt.Errorf("verify %s in CNI_NETNS=%q: %w", a.params.IfName, a.params.Netns, err)
 	}
-	return nil
+	return unlockNetns(a.target)
 }
 
 // commit lets the link outlive this process.

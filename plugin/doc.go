@@ -31,8 +31,10 @@
 //  4. The daemon gets the descriptors and answers with the addresses. The link
 //     is uncommitted: it ends with the connection, so a plugin that dies here
 //     leaves nothing.
-//  5. The device is moved into the container, renamed, given addresses and
-//     routes, set up, and compared with what was wanted.
+//  5. With the namespace locked against other ADDs: the device is moved into the
+//     container, renamed, given addresses and routes, set up, and compared with
+//     what was wanted. A default route of a second network gets a worse metric
+//     than the first's.
 //  6. Commit, then the result is printed in the configuration's version.
 //
 // Every step puts its inverse on an undo list, which runs in reverse when a
@@ -48,9 +50,8 @@
 //
 // # The daemon is not there
 //
-// ADD, GC and STATUS start it unless the configuration says "autostart": false
-//. CHECK reports its absence. DEL never starts it: it removes
-// what it can reach, writes a tombstone beside the socket (package control),
-// which the next daemon replays before it serves, and succeeds. VERSION does
-// not look for it.
+// ADD, GC and STATUS start it unless the configuration says "autostart": false.
+// CHECK reports its absence. DEL never starts it: it removes what it can reach,
+// writes a tombstone beside the socket (package control), which the next daemon
+// replays before it serves, and succeeds. VERSION does not look for it.
 package plugin

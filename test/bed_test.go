@@ -79,17 +79,20 @@ func runChild() (int, error) {
 	return child.ProcessState.ExitCode(), nil
 }
 
-// privateCache gives this process's mount namespace an empty /var/lib/cni, where
-// libcni keeps results and host-local its leases.
-var privateCache = sync.OnceValue(func() error {
+// privateState gives this process's mount namespace an empty /var/lib/cni, where
+// libcni keeps results and host-local its leases, and an empty /var/lib/usernet,
+// where a daemon that was started by a plugin keeps its state.
+var privateState = sync.OnceValue(func() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := os.MkdirAll("/var/lib/cni", 0o755); err != nil {
-		return err
-	}
-	if err := unix.Mount("tmpfs", "/var/lib/cni", "tmpfs", 0, ""); err != nil {
-		return fmt.Errorf("mount over /var/lib/cni: %w", err)
+	for _, dir := range []string{"/var/lib/cni", "/var/lib/usernet"} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("mount over %s: %w", dir, err)
+		}
 	}
 	return nil
 })
@@ -109,7 +112,7 @@ type bed struct {
 func newBed(t *testing.T) *bed {
 	t.Helper()
 	nstest.Require(t)
-	if err := privateCache(); err != nil {
+	if err := privateState(); err != nil {
 		t.Fatal(err)
 	}
 	b := &bed{t: t, host: nstest.NewNS(t), outside: nstest.NewNS(t), dir: t.TempDir(), conf: t.TempDir()}

@@ -161,6 +161,13 @@ func TestCNINetworksAreApart(t *testing.T) {
 	b.must("check", "blue", red, "CNI_IFNAME=net1")
 	b.must("del", "red", red)
 	b.must("check", "blue", red, "CNI_IFNAME=net1")
+	// The default route of the network that is left takes over.
+	for n, outside := range []string{"203.0.113.2", "2001:db8::2"} {
+		out := nstest.Exec(t, red.ns, "ip", "route", "get", outside)
+		if !strings.Contains(out, "via "+rb.IPs[n].Gateway+" dev net1") {
+			t.Errorf("route to %s: %s", outside, out)
+		}
+	}
 }
 
 // TestCNIEgress: a container reaches the outside over both families, and not

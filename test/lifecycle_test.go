@@ -193,7 +193,7 @@ func TestCNIDelOfVanished(t *testing.T) {
 func TestCNIAutostart(t *testing.T) {
 	b := newBed(t)
 	config := b.rawConfig("web", "1.1.0", keys{"autostart": true})
-	env := []string{"USERNET_BINARY=" + program("usernet"), "HOME=" + b.dir, "XDG_STATE_HOME=" + b.dir}
+	env := []string{"USERNET_BINARY=" + program("usernet")}
 	if status, out := b.raw("DEL", config, append(env, "CNI_CONTAINERID=c0", "CNI_IFNAME=eth0")...); status != 0 {
 		t.Errorf("DEL: %s", out)
 	}
