@@ -138,15 +138,7 @@ func TestNetnsIperf(t *testing.T) {
 	requireTools(t, "iperf3")
 	realFamilies(t, func(t *testing.T, server string) {
 		w := newRealWorld(t)
-		srv := exec.Command("iperf3", "-s", "-B", server, "--forceflush")
-		ready := &lineWaiter{want: "Server listening", seen: make(chan struct{})}
-		srv.Stdout = ready
-		nstest.Start(t, w.outside, srv)
-		select {
-		case <-ready.seen:
-		case <-time.After(testTimeout):
-			t.Fatal("iperf3 server does not listen")
-		}
+		w.startIperf(t, server)
 		for _, args := range [][]string{{}, {"-R"}, {"-P", "4"}, {"--bidir"}} {
 			argv := append([]string{"iperf3", "-J", "-c", server, "-t", "1"}, args...)
 			out, err := nstest.TryExec(t, w.container, argv...)
