@@ -71,7 +71,7 @@ func TestNetnsPingUnprivileged(t *testing.T) {
 	if err := PingAvailable(); err != nil {
 		t.Error(err)
 	}
-	for _, s := range w.c.link.nat.ping.sockets {
+	for _, s := range w.c.link.nat.ping.socketList() {
 		if s.raw {
 			t.Error("a raw socket where an unprivileged one may be had")
 		}
@@ -94,7 +94,7 @@ func TestNetnsPingRaw(t *testing.T) {
 	if out := <-done; !strings.Contains(out, "30 received") || strings.Contains(out, "DUP") {
 		t.Errorf("the host's own ping:\n%s", out)
 	}
-	for _, s := range w.c.link.nat.ping.sockets {
+	for _, s := range w.c.link.nat.ping.socketList() {
 		if !s.raw {
 			t.Error("an unprivileged socket where none may be had")
 		}

@@ -98,7 +98,10 @@ func TestFragmentLimit(t *testing.T) {
 	}
 	a.send(a.ping(true, 2, nil))
 	a.receive()
-	_, held := a.link.nat.fragments.r.Held()
+	fr := &a.link.nat.fragments
+	fr.mu.Lock()
+	_, held := fr.r.Held()
+	fr.mu.Unlock()
 	if held > 8<<10 {
 		t.Errorf("%d bytes held", held)
 	}

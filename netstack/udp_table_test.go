@@ -17,6 +17,16 @@ func openFiles(t testing.TB) int {
 	return len(all)
 }
 
+// socketList is a table's sockets of containers' ports.
+func (t *natTable) socketList() (all []*natSocket) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, s := range t.sockets {
+		all = append(all, s)
+	}
+	return all
+}
+
 // tablePeer is a flow of a table under test, on a socket that is never used.
 func tablePeer(sock *natSocket, port, far uint16) *natPeer {
 	c := ap(netip.MustParseAddr("10.88.0.2"), port)

@@ -238,7 +238,7 @@ func TestUDPMappingIsEndpointIndependent(t *testing.T) {
 			a.receive()
 		}
 	}
-	if n, f := len(a.link.nat.udp.sockets), a.link.nat.udp.size(); n != 2 || f != 4 {
+	if n, f := len(a.link.nat.udp.socketList()), a.link.nat.udp.size(); n != 2 || f != 4 {
 		t.Errorf("%d sockets and %d flows, want 2 and 4", n, f)
 	}
 }
@@ -286,7 +286,7 @@ func TestUDPFlowLimitEvictsTheOldestUnreplied(t *testing.T) {
 	open(2, quiet)
 	open(3, quiet)
 	open(4, quiet) // takes the place of 2
-	eventually(t, func() bool { return len(h.s.Flows()) == 4 })
+	eventually(t, func() bool { return len(h.s.Flows()) == 4 && h.s.flows.liveCount() == 3 })
 	var live []uint16
 	for _, f := range h.s.Flows() {
 		if f.End == nil {
@@ -310,7 +310,7 @@ func TestUDPFlowLimitRefuses(t *testing.T) {
 	a.receive()
 	a.send(udpPacket(ap(a.v4, 2), ap(h.s.gateway4, target.Port()), 64, []byte("x")))
 	a.wantDrops(map[string]uint64{"flow_limit": 1})
-	if n := len(a.link.nat.udp.sockets); n != 1 {
+	if n := len(a.link.nat.udp.socketList()); n != 1 {
 		t.Errorf("%d sockets, want 1: the one that was refused must not stay open", n)
 	}
 }
@@ -354,7 +354,7 @@ func TestUDPNewRulesJudgeOldFlows(t *testing.T) {
 	if f := h.s.Flows()[0]; f.End == nil || f.Reason != "policy: no_service" {
 		t.Errorf("flow %+v", f)
 	}
-	if n := len(a.link.nat.udp.sockets); n != 0 {
+	if n := len(a.link.nat.udp.socketList()); n != 0 {
 		t.Errorf("%d sockets stay open", n)
 	}
 }
