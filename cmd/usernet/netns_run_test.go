@@ -130,19 +130,34 @@ func TestNetnsRunForwardsSignals(t *testing.T) {
 	}
 }
 
-// TestNetnsRunKilled kills usernet itself: the command, its namespace and its
-// device go with it.
+// TestNetnsRunKilled kills usernet itself: the command goes with it, and what
+// the command has started, even in sessions of its own.
 func TestNetnsRunKilled(t *testing.T) {
 	w := newWorld(t)
-	cmd := w.command("run", "--", "sh", "-c", "echo pid $$; exec sleep 600")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	w.openToNobody()
+	for user, wrap := range map[string]func(*exec.Cmd) *exec.Cmd{
+		"root":   func(cmd *exec.Cmd) *exec.Cmd { return cmd },
+		"nobody": func(cmd *exec.Cmd) *exec.Cmd { return asNobody(t, cmd) },
+	} {
+		t.Run(user, func(t *testing.T) {
+			cmd := wrap(w.command("run", "--", "sh", "-c",
+				`sleep 600 & echo child $!; setsid sh -c 'echo grandchild $$; exec sleep 600' & echo command $$; wait`))
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.start(cmd)
+			lines := linesOf(out)
+			var pids []int
+			for range 3 {
+				pids = append(pids, mustPID(t, await(t, lines, " ")))
+			}
+			cmd.Process.Kill()
+			for _, pid := range pids {
+				nstest.WaitFor(t, 10*time.Second, func() bool { return !alive(pid) })
+			}
+		})
 	}
-	w.start(cmd)
-	pid := mustPID(t, await(t, linesOf(out), "pid "))
-	cmd.Process.Kill()
-	nstest.WaitFor(t, 10*time.Second, func() bool { return !alive(pid) })
 }
 
 func TestNetnsRunPublishesWithTheClientsAddress(t *testing.T) {

@@ -37,7 +37,11 @@ func Init() {
 		hooked.Store(true)
 		return
 	}
-	if os.Args[1] == probeArg {
+	switch {
+	case os.Args[1] == probeArg:
+		os.Exit(0)
+	case os.Args[1] == reapArg && len(os.Args) == 4:
+		reap(namespaces{Net: os.Args[2], Mount: os.Args[3]})
 		os.Exit(0)
 	}
 	// execve keeps the namespaces, capabilities and death signal of the
@@ -221,7 +225,11 @@ func (c *child) dropPrivileges() error {
 // ready also finds out whether the parent died before the death signal was set:
 // its end of the socket is closed then.
 func (c *child) ready() error {
-	if err := c.pipe.send(childMessage{Ready: &readyMessage{Warnings: c.warnings}}, nil); err != nil {
+	own, err := ownNamespaces()
+	if err != nil {
+		return err
+	}
+	if err := c.pipe.send(childMessage{Ready: &readyMessage{Warnings: c.warnings, Namespaces: own}}, nil); err != nil {
 		return err
 	}
 	var m parentMessage

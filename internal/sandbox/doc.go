@@ -34,10 +34,22 @@
 // Each step of the parent's has an undo. Everything that the child made lives in
 // its namespaces and goes with the last process in them. The command is killed
 // when the thread that started it ends (PR_SET_PDEATHSIG), so the goroutine
-// [Process.spawn] holds its thread until the command has been waited for, and a
-// parent that is killed takes the command with it. What the command started in
-// the background and left behind is not killed; its network is gone, as the
-// device disappears with the parent's descriptor.
+// [Process.spawn] holds its thread until the command has been waited for. What
+// the command has started is killed by the reaper, a process beside the parent
+// that waits for the parent's death and does nothing else.
+//
+// A command that ends by itself may leave processes behind, as it may anywhere;
+// they go on without a network.
+//
+// # Name files
+//
+// The generated resolv.conf and hosts are bound over the machine's, in the
+// command's mount namespace alone. When the machine replaces its file by another
+// (rename over it, as network managers do), the kernel takes the bind off, and
+// the command sees the machine's file from then on: names that its own resolver
+// answers are no longer found by it, unless the machine's resolvers can be
+// reached. Long-running commands on machines that change networks are the ones
+// concerned.
 //
 // # What this is not
 //

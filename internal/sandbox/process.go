@@ -125,6 +125,7 @@ type Process struct {
 	cmd      *exec.Cmd
 	cfg      Config
 	link     Attachment
+	reaper   *reaper
 	settings Settings
 	warnings []string
 
@@ -183,6 +184,7 @@ func (p *Process) Wait() error {
 	err := p.cmd.Wait()
 	p.once.Do(func() {
 		close(p.reaped)
+		p.reaper.dismiss()
 		ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
 		defer cancel()
 		if derr := p.link.Detach(ctx); derr != nil && err == nil {
@@ -217,6 +219,7 @@ type start struct {
 	theirs    *os.File
 	inner     uint64 // inode of N2
 	unwatch   func() bool
+	ns        namespaces
 	undo      undoList
 }
 
@@ -230,6 +233,7 @@ var parentSteps = []struct {
 	{"receive the TUN device", (*start).receiveDevice},
 	{"attach to the network", (*start).attach},
 	{"configure the sandbox", (*start).configure},
+	{"watch over what the command starts", (*start).watch},
 	{"commit the link", (*start).commit},
 	{"execute the command", (*start).execute},
 }
@@ -430,7 +434,16 @@ func (s *start) configure(context.Context) error {
 	if m.Ready == nil {
 		return errors.New("the set-up process did not get ready")
 	}
-	p.warnings = m.Ready.Warnings
+	p.warnings, s.ns = m.Ready.Warnings, m.Ready.Namespaces
+	return nil
+}
+
+// watch lets nothing of the sandbox outlive this process, however it ends.
+func (s *start) watch(context.Context) (err error) {
+	if s.p.reaper, err = startReaper(s.ns); err != nil {
+		return err
+	}
+	s.undo.add(s.p.reaper.dismiss)
 	return nil
 }
 

@@ -31,7 +31,8 @@ type deviceMessage struct {
 }
 
 type readyMessage struct {
-	Warnings []string `json:"warnings,omitempty"`
+	Warnings   []string   `json:"warnings,omitempty"`
+	Namespaces namespaces `json:"namespaces"`
 }
 
 // childFault is an error on its way to the parent.
