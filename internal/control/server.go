@@ -119,7 +119,9 @@ func serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig, allowed f
 	if err := hs.Shutdown(drain); err != nil {
 		hs.Close()
 	}
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve control socket: %w", err)
+	}
 	return nil
 }
 

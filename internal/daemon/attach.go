@@ -315,6 +315,7 @@ func (d *Daemon) replaceDead(ctx context.Context, key control.LinkKey) error {
 		defer timer.Stop()
 		select {
 		case <-l.sl.Done():
+		case <-l.makerGone():
 		case <-timer.C:
 			return control.Errorf(control.CodeConflict, "the link is attached and alive since %s; detach it first", l.rec.Created.Format(time.RFC3339))
 		case <-ctx.Done():

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/gopacket/gopacket/layers"
-	"github.com/gopacket/gopacket/pcapgo"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/nstest"
@@ -108,16 +105,7 @@ func TestNetnsAttachUndoesEveryStep(t *testing.T) {
 	req := request("box")
 	req.Hostname = "web"
 	req.Publications = []control.PublicationSpec{{Proto: "tcp", Port: 80}, {Proto: "tcp", Port: 81, FD: true}}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	lf, err := ln.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lf.Close()
+	lf, port := listenerFile(t)
 	tun, _ := tunFile(t)
 	before, fds := r.world(t), openFDs(t)
 	for _, step := range attachSteps {
@@ -143,7 +131,7 @@ func TestNetnsAttachUndoesEveryStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(a.Reply.Publications) != 2 || a.Reply.Publications[1].HostPort != uint16(ln.Addr().(*net.TCPAddr).Port) {
+	if len(a.Reply.Publications) != 2 || a.Reply.Publications[1].HostPort != port {
 		t.Errorf("publications %+v", a.Reply.Publications)
 	}
 	a.Close()
@@ -185,6 +173,23 @@ func TestNetnsNetworkOfAnAttachUnderWayStays(t *testing.T) {
 	if w := r.world(t); len(w.Links) != 1 || len(w.Networks) != 1 {
 		t.Errorf("world %+v", w)
 	}
+}
+
+// listenerFile is a listening socket on a port of 127.0.0.1, as the plugin
+// hands it over.
+func listenerFile(t *testing.T) (*os.File, uint16) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close() // the file keeps the socket
+	f, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f, uint16(ln.Addr().(*net.TCPAddr).Port)
 }
 
 func TestNetnsUncommittedLinkEndsWithItsConnection(t *testing.T) {
@@ -272,372 +277,6 @@ func TestNetnsDeadNamespaceIsReclaimed(t *testing.T) {
 		t.Fatal(err)
 	}
 	attach(t, r.Client, request("box"))
-}
-
-func TestNetnsAddresses(t *testing.T) {
-	r := start(t, testConfig(t))
-	addr := netip.MustParseAddr
-	req := request("a")
-	req.IPs = []netip.Addr{addr("10.9.0.77"), addr("fd09::77")}
-	if got := fmt.Sprint(attach(t, r.Client, req).reply.Addrs); got != "[10.9.0.77/24 fd09::77/64]" {
-		t.Errorf("static addresses: %s", got)
-	}
-	tests := []struct {
-		name string
-		edit func(*control.AttachRequest)
-		code control.Code
-		says string
-	}{
-		{"taken", func(q *control.AttachRequest) { q.IPs = []netip.Addr{addr("10.9.0.77")} }, control.CodeAddressInUse, "net/a/eth0"},
-		{"out of range", func(q *control.AttachRequest) { q.IPs = []netip.Addr{addr("10.8.0.7")} }, control.CodeOutOfRange, "10.8.0.7"},
-		{"gateway", func(q *control.AttachRequest) { q.IPs = []netip.Addr{addr("10.9.0.1")} }, control.CodeOutOfRange, "10.9.0.1"},
-		{"other ranges", func(q *control.AttachRequest) { q.Sets = sets("10.99.0.0/24") }, control.CodeConflict, "10.99.0.0/24"},
-		{"delegated addresses", func(q *control.AttachRequest) {
-			q.Sets, q.Addrs = nil, []netip.Prefix{netip.MustParsePrefix("10.9.0.8/24")}
-		}, control.CodeConflict, "leases its own"},
-		{"internal", func(q *control.AttachRequest) { q.Internal = true }, control.CodeConflict, "internal"},
-		{"no network", func(q *control.AttachRequest) { q.Network, q.Sets = "nowhere", nil }, control.CodeNotFound, `"nowhere"`},
-		{"overlap", func(q *control.AttachRequest) { q.Network, q.Sets = "other", sets("10.9.0.0/16") }, control.CodeNetworkExists, "network net"},
-		{"ifname", func(q *control.AttachRequest) { q.IfName = "a/b" }, control.CodeInvalid, `"a/b"`},
-		{"MTU", func(q *control.AttachRequest) { q.MTU = 70000 }, control.CodeInvalid, "70000"},
-		{"hostname", func(q *control.AttachRequest) { q.Hostname = "a b" }, control.CodeInvalid, `"a b"`},
-		{"boot", func(q *control.AttachRequest) { q.BootID = "x" }, control.CodeInvalid, "bootID"},
-		{"protocol", func(q *control.AttachRequest) {
-			q.Publications = []control.PublicationSpec{{Proto: "sctp", Port: 5}}
-		}, control.CodeInvalid, "sctp"},
-		{"dns", func(q *control.AttachRequest) { q.DNS = &control.DNSConf{Search: []string{"a\nnameserver x"}} }, control.CodeInvalid, "white space"},
-	}
-	tun, _ := tunFile(t)
-	before := r.world(t)
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			req := request("b")
-			tt.edit(&req)
-			_, err := r.Attach(t.Context(), req, tun)
-			wantCode(t, err, tt.code)
-			if err == nil || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("error %v does not say %q", err, tt.says)
-			}
-		})
-	}
-	if d := cmp.Diff(before, r.world(t)); d != "" {
-		t.Errorf("refused requests changed the world:\n%s", d)
-	}
-}
-
-func TestNetnsExhaustionIsSaid(t *testing.T) {
-	r := start(t, testConfig(t))
-	small := func(name string) control.AttachRequest {
-		req := request(name)
-		req.Sets = sets("10.9.0.0/30") // one address beside the gateway
-		return req
-	}
-	attach(t, r.Client, small("a"))
-	tun, _ := tunFile(t)
-	_, err := r.Attach(t.Context(), small("b"), tun)
-	wantCode(t, err, control.CodeExhausted)
-	st, err := r.Status(t.Context(), "net")
-	if err != nil || st.Ready || len(st.Problems) != 1 || st.Problems[0].Code != control.CodeExhausted || st.Problems[0].Object != "net" {
-		t.Errorf("status %+v, %v", st, err)
-	}
-	if st, err = r.Status(t.Context(), "other"); err != nil || !st.Ready {
-		t.Errorf("status of another network %+v, %v", st, err)
-	}
-}
-
-func TestNetnsDelegatedAddresses(t *testing.T) {
-	r := start(t, testConfig(t))
-	delegated := func(name string, addrs ...string) control.AttachRequest {
-		req := request(name)
-		req.Sets = nil
-		for _, a := range addrs {
-			req.Addrs = append(req.Addrs, netip.MustParsePrefix(a))
-		}
-		return req
-	}
-	a := delegated("a", "10.9.0.5/24", "fd09::5/64")
-	a.Gateways = []netip.Addr{netip.MustParseAddr("10.9.0.254"), {}}
-	box := attach(t, r.Client, a)
-	if got := fmt.Sprint(box.reply.Addrs, box.reply.Gateways); got != "[10.9.0.5/24 fd09::5/64] [10.9.0.254 fd09::1]" {
-		t.Errorf("reply %s", got)
-	}
-	tun, _ := tunFile(t)
-	_, err := r.Attach(t.Context(), delegated("b", "10.9.0.5/24"), tun)
-	wantCode(t, err, control.CodeConflict) // another gateway
-	b := delegated("b", "10.9.0.5/24", "fd09::6/64")
-	b.Gateways = a.Gateways
-	_, err = r.Attach(t.Context(), b, tun)
-	wantCode(t, err, control.CodeAddressInUse)
-	_, err = r.Attach(t.Context(), request("c"), tun) // ranges on such a network
-	wantCode(t, err, control.CodeConflict)
-	_, err = r.Attach(t.Context(), delegated("d", "10.77.0.1/32"), tun)
-	wantCode(t, err, control.CodeInvalid)
-}
-
-// TestNetnsNetworkOfAttachesIsRedefinedWhenEmpty: a runtime changes its
-// configuration between containers.
-func TestNetnsNetworkOfAttachesIsRedefinedWhenEmpty(t *testing.T) {
-	r := start(t, testConfig(t))
-	box := attach(t, r.Client, request("a"))
-	wantCode(t, r.RemoveNetwork(t.Context(), "net"), control.CodeNetworkInUse)
-	if err := r.RemoveNetwork(t.Context(), "net"); !strings.Contains(err.Error(), "net/a/eth0") {
-		t.Errorf("error %q does not name the link", err)
-	}
-	if _, err := r.Detach(t.Context(), box.key); err != nil {
-		t.Fatal(err)
-	}
-	req := request("a")
-	req.Sets = sets("10.55.0.0/24")
-	if got := fmt.Sprint(attach(t, r.Client, req).reply.Addrs); got != "[10.55.0.2/24]" {
-		t.Errorf("after the change: %s", got)
-	}
-}
-
-func TestNetnsDescriptorsAreChecked(t *testing.T) {
-	r := start(t, testConfig(t))
-	tun, _ := tunFile(t)
-	file, err := os.Open("/dev/null")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	_, err = r.Attach(t.Context(), request("a"), file)
-	wantCode(t, err, control.CodeDescriptor)
-
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp.Close()
-	uf, err := udp.(*net.UDPConn).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer uf.Close()
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	tf, err := tcp.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tf.Close()
-	port := uint16(tcp.Addr().(*net.TCPAddr).Port)
-	before := r.world(t)
-	for _, tt := range []struct {
-		spec control.PublicationSpec
-		file *os.File
-		says string
-	}{
-		{control.PublicationSpec{Proto: "tcp", Port: 80, FD: true}, file, "no socket"},
-		{control.PublicationSpec{Proto: "tcp", Port: 80, FD: true}, uf, "not a TCP"},
-		{control.PublicationSpec{Proto: "udp", Port: 80, FD: true}, tf, "not a UDP"},
-		{control.PublicationSpec{Proto: "tcp", Port: 80, HostPort: port + 1, FD: true}, tf, fmt.Sprint("bound to port ", port)},
-		{control.PublicationSpec{Proto: "tcp", Port: 80, HostIP: netip.MustParseAddr("127.0.0.2"), FD: true}, tf, "bound to 127.0.0.1"},
-	} {
-		req := request("a")
-		req.Publications = []control.PublicationSpec{tt.spec}
-		_, err := r.Attach(t.Context(), req, tun, tt.file)
-		wantCode(t, err, control.CodeDescriptor)
-		if err == nil || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("error %v does not say %q", err, tt.says)
-		}
-	}
-	after := r.world(t)
-	before.Networks, after.Networks = nil, nil // made by the first attach, kept
-	if d := cmp.Diff(before, after); d != "" {
-		t.Errorf("refused requests changed the world:\n%s", d)
-	}
-}
-
-func TestNetnsPublications(t *testing.T) {
-	r := start(t, testConfig(t))
-	box := attach(t, r.Client, request("box"))
-	go greet(nstest.Listen(t, box.ns, "tcp", netip.AddrPortFrom(box.reply.Addrs[0].Addr(), 80).String()))
-	p, err := r.Publish(t.Context(), control.PublishRequest{Link: "box", PublicationSpec: control.PublicationSpec{Proto: "tcp", Port: 80}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := netip.AddrPortFrom(p.HostIP, p.HostPort).String()
-	if p.HostIP != netip.MustParseAddr("127.0.0.1") || p.HostPort == 0 {
-		t.Errorf("published on %s, want a port of 127.0.0.1", host)
-	}
-	if got, err := readFrom(host); err != nil || got != "hello" {
-		flows, ferr := r.Flows(t.Context(), control.FlowQuery{})
-		stats, serr := r.Stats(t.Context(), "")
-		t.Errorf("published port: %q, %v; flows %+v, %v; stats %+v, %v", got, err, flows, ferr, stats, serr)
-	}
-	_, err = r.Publish(t.Context(), control.PublishRequest{Link: "box", PublicationSpec: control.PublicationSpec{Proto: "tcp", Port: 81, HostPort: p.HostPort}})
-	wantCode(t, err, control.CodePortInUse)
-	if list, err := r.Publications(t.Context()); err != nil || len(list) != 1 || list[0] != p {
-		t.Errorf("list %+v, %v", list, err)
-	}
-	if l, err := r.Link(t.Context(), box.key); err != nil || len(l.Publications) != 1 {
-		t.Errorf("link %+v, %v", l, err)
-	}
-	if err := r.Unpublish(t.Context(), p.ID); err != nil {
-		t.Error(err)
-	}
-	wantCode(t, r.Unpublish(t.Context(), p.ID), control.CodeNotFound)
-	if _, err := readFrom(host); err == nil {
-		t.Error("the port still answers")
-	}
-	for _, ref := range []string{"", "nothing", "net/x/eth0"} {
-		_, err := r.Publish(t.Context(), control.PublishRequest{Link: ref, PublicationSpec: control.PublicationSpec{Proto: "tcp", Port: 80}})
-		if code := control.CodeOf(err); code != control.CodeNotFound && code != control.CodeInvalid {
-			t.Errorf("publish to %q: %v", ref, err)
-		}
-	}
-}
-
-func readFrom(addr string) (string, error) {
-	c, err := net.DialTimeout("tcp", addr, patience)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return "", err
-	}
-	b, err := io.ReadAll(c)
-	return string(b), err
-}
-
-func TestNetnsNames(t *testing.T) {
-	r := start(t, testConfig(t))
-	long := strings.Repeat("0123456789abcdef", 4)
-	ask := func(container, ifname, hostname string, aliases ...string) []string {
-		req := request(container)
-		req.IfName, req.Hostname, req.Aliases = ifname, hostname, aliases
-		l, err := r.Link(t.Context(), attach(t, r.Client, req).key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l.Names
-	}
-	for _, tt := range []struct {
-		got  []string
-		want string
-	}{
-		{ask("one", "eth0", "Web", "www"), "[web www one]"},
-		{ask("two", "eth0", "web", "www"), "[www two]"},     // the hostname is taken, the alias is shared
-		{ask("three", "eth0", "", "one", "web"), "[three]"}, // aliases do not answer for others' own names
-		{ask(long, "eth0", ""), "[0123456789ab]"},
-		{ask("one", "eth1", ""), "[one-eth1]"},
-		{ask("gateway", "eth0", "gateway"), "[gateway-eth0]"},
-		{ask("odd_.name.", "eth0", "h"), "[h " + hashName(control.LinkKey{Network: "net", Container: "odd_.name.", IfName: "eth0"}) + "]"},
-	} {
-		if got := fmt.Sprint(tt.got); got != tt.want {
-			t.Errorf("names %s, want %s", got, tt.want)
-		}
-	}
-	links, err := r.Links(t.Context(), "01234567")
-	if err != nil || len(links) != 1 {
-		t.Errorf("by prefix: %v, %v", links, err)
-	}
-	if _, err := r.Links(t.Context(), "012"); control.CodeOf(err) != control.CodeNotFound {
-		t.Errorf("a prefix of three characters: %v", err)
-	}
-}
-
-func TestNetnsGCIsScoped(t *testing.T) {
-	r := start(t, testConfig(t))
-	a := attach(t, r.Client, request("a"))
-	attach(t, r.Client, request("b"))
-	foreign := request("foreign")
-	foreign.Owner = "other"
-	attach(t, r.Client, foreign)
-	elsewhere := request("elsewhere")
-	elsewhere.Network, elsewhere.Sets = "net2", sets("10.10.0.0/24")
-	attach(t, r.Client, elsewhere)
-	got, err := r.GC(t.Context(), "net", control.GCRequest{Owner: "test", Valid: []control.LinkName{{Container: "a", IfName: "eth0"}}})
-	if err != nil || !slices.Equal(got.Removed, []string{"net/b/eth0"}) {
-		t.Errorf("removed %v, %v; want b only", got.Removed, err)
-	}
-	if got, err = r.GC(t.Context(), "net", control.GCRequest{Owner: "test"}); err != nil || !slices.Equal(got.Removed, []string{a.key.String()}) {
-		t.Errorf("nothing valid: removed %v, %v", got.Removed, err)
-	}
-	if got, err = r.GC(t.Context(), "unknown", control.GCRequest{}); err != nil || len(got.Removed) != 0 {
-		t.Errorf("unknown network: removed %v, %v", got.Removed, err)
-	}
-	if w := r.world(t); !slices.Equal(w.Links, []string{"net/foreign/eth0", "net2/elsewhere/eth0"}) {
-		t.Errorf("left: %v", w.Links)
-	}
-}
-
-func TestNetnsCaptureIsPcapng(t *testing.T) {
-	r := start(t, testConfig(t))
-	a, b := attach(t, r.Client, request("a")), attach(t, r.Client, request("b"))
-	l := nstest.Listen(t, b.ns, "tcp", netip.AddrPortFrom(b.reply.Addrs[0].Addr(), 80).String())
-	go greet(l)
-	pr, pw := io.Pipe()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		err := r.Capture(ctx, control.CaptureQuery{Network: "net"}, pw)
-		pw.CloseWithError(io.EOF)
-		done <- err
-	}()
-	file, err := pcapgo.NewNgReader(pr, pcapgo.NgReaderOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := nstest.Dial(t, a.ns, "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	seen := map[int]bool{}
-	for range 2 {
-		data, info, err := file.ReadPacketData()
-		if err != nil {
-			t.Fatal(err)
-		}
-		seen[info.InterfaceIndex] = true
-		if info.Length < 40 || data[0]>>4 != 4 {
-			t.Errorf("packet of %d bytes begins with %#x", info.Length, data[0])
-		}
-	}
-	if file.LinkType() != layers.LinkTypeRaw || !seen[0] || !seen[1] {
-		t.Errorf("link type %v, interfaces %v; want raw IP and both links", file.LinkType(), seen)
-	}
-	intf, err := file.Interface(0)
-	if err != nil || intf.Name != a.key.String() {
-		t.Errorf("interface %+v, %v", intf, err)
-	}
-	cancel()
-	go io.Copy(io.Discard, pr) //nolint:errcheck // only drains the pipe
-	if err := <-done; err != nil {
-		t.Errorf("Capture: %v", err)
-	}
-	wantCode(t, r.Capture(t.Context(), control.CaptureQuery{Link: "nobody"}, io.Discard), control.CodeNotFound)
-}
-
-// TestNetnsNetworksAreApart: a container of one network does not reach one of
-// another, not even by way of the host.
-func TestNetnsNetworksAreApart(t *testing.T) {
-	r := start(t, testConfig(t))
-	a := attach(t, r.Client, request("a"))
-	other := request("b")
-	other.Network, other.Sets = "net2", sets("10.10.0.0/24", "fd10::/64")
-	b := attach(t, r.Client, other)
-	for _, p := range b.reply.Addrs {
-		l := nstest.Listen(t, b.ns, "tcp", netip.AddrPortFrom(p.Addr(), 80).String())
-		go greet(l)
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		if c, err := nstest.DialContext(ctx, a.ns, "tcp", l.Addr().String()); err == nil {
-			c.Close()
-			t.Errorf("%v of another network was reached", p)
-		}
-		cancel()
-	}
-	st, err := r.Stats(t.Context(), "net")
-	if err != nil || st.Networks[0].Drops["policy_other_network"] == 0 {
-		t.Errorf("drops %v, %v; want some of policy_other_network", st.Networks[0].Drops, err)
-	}
 }
 
 func TestNetnsManyAttachesAtOnce(t *testing.T) {

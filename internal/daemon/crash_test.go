@@ -239,6 +239,33 @@ func TestNetnsRestartLosesLinksHonestly(t *testing.T) {
 	}
 }
 
+// TestNetnsTombstonesAreReplayed: DELs that came while no daemon ran are done
+// before the next one serves, unless the link is a later one.
+func TestNetnsTombstonesAreReplayed(t *testing.T) {
+	cfg := testConfig(t)
+	r := start(t, cfg)
+	a, b := attach(t, r.Client, request("a")), attach(t, r.Client, request("b"))
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, stone := range []control.Tombstone{
+		{Link: a.key, Deleted: time.Now()},
+		{Link: b.key, Deleted: time.Now().Add(-time.Hour)}, // of an earlier link of that key
+		{Link: control.LinkKey{Network: "gone", Container: "c", IfName: "eth0"}, Deleted: time.Now()},
+	} {
+		if err := stone.Write(cfg.Socket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r = start(t, cfg)
+	if w := r.world(t); !slices.Equal(w.Links, []string{b.key.String()}) || !slices.Equal(w.Records, w.Links) {
+		t.Errorf("after the tombstones: %+v, want b alone", w)
+	}
+	if left, err := control.Tombstones(cfg.Socket); err != nil || len(left) != 0 {
+		t.Errorf("tombstones left: %v, %v", left, err)
+	}
+}
+
 // TestNetnsReboot: records of another boot are forgotten without a trace.
 func TestNetnsReboot(t *testing.T) {
 	cfg := testConfig(t)

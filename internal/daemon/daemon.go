@@ -94,6 +94,8 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, d.endSwitches())
 	}
+	// The socket is there: a DEL that finds no tombstone taken up can ask.
+	d.replayTombstones(ctx)
 	err = d.serve(ctx, listener)
 	close(d.stop)
 	// The socket goes first, so that a client finds it missing rather than

@@ -3,10 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -319,16 +320,20 @@ func TestStatusAndMetricsAndHealth(t *testing.T) {
 	if err != nil || !st.Ready || st.PID != os.Getpid() || st.Networks != 1 || st.OpenFiles == 0 || st.FileLimit < st.OpenFiles {
 		t.Errorf("status %+v, %v", st, err)
 	}
-	curl, err := exec.LookPath("curl")
-	if err != nil {
-		t.Fatalf("curl is not installed (apt-get install curl): %v", err)
-	}
+	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", r.Socket)
+	}}}
 	get := func(path string) string {
-		out, err := exec.Command(curl, "-sS", "--fail", "--unix-socket", r.Socket, "http://usernet"+path).CombinedOutput()
+		resp, err := plain.Get("http://usernet" + path)
 		if err != nil {
-			t.Errorf("curl %s: %v\n%s", path, err, out)
+			t.Fatal(err)
 		}
-		return string(out)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Errorf("GET %s: %s, %v\n%s", path, resp.Status, err, body)
+		}
+		return string(body)
 	}
 	metrics := get("/metrics")
 	for _, want := range []string{

@@ -42,12 +42,26 @@ func (l *link) alive() bool {
 	return !l.orphaned()
 }
 
+// makerGone is closed when the connection that the link depends on has ended.
+// It is nil, and so never ready, when the link depends on none. The key is
+// locked.
+func (l *link) makerGone() <-chan struct{} {
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	if l.session == nil || l.state != control.LinkAttaching && !l.rec.Ephemeral {
+		return nil
+	}
+	return l.session.Context().Done()
+}
+
 // orphaned reports whether the connection that the link depends on has ended.
 func (l *link) orphaned() bool {
-	l.d.mu.Lock()
-	depends := l.state == control.LinkAttaching || l.rec.Ephemeral
-	l.d.mu.Unlock()
-	return depends && l.session != nil && l.session.Context().Err() != nil
+	select {
+	case <-l.makerGone():
+		return true
+	default:
+		return false
+	}
 }
 
 // bind ties a link to the connection that made it, with the key locked.

@@ -72,6 +72,27 @@ func (d *Daemon) restoreLinks(links []*linkRecord) error {
 	return errors.Join(errs...)
 }
 
+// replayTombstones forgets the links that were deleted while no daemon ran. A
+// tombstone that cannot be read must not keep the daemon from serving: its link
+// stays listed as lost.
+func (d *Daemon) replayTombstones(ctx context.Context) {
+	stones, err := control.Tombstones(d.cfg.Socket)
+	if err != nil {
+		d.log.Warn("some deletions of links are unreadable", "err", err)
+	}
+	for _, stone := range stones {
+		if l := d.link(stone.Link); l != nil && !l.rec.Created.After(stone.Deleted) {
+			if err := l.remove(ctx, "deleted while no daemon ran"); err != nil {
+				d.log.Warn("link not removed whole", "link", stone.Link.String(), "err", err)
+				continue // the next start tries again
+			}
+		}
+		if err := stone.Remove(); err != nil {
+			d.log.Warn("tombstone stays", "err", err)
+		}
+	}
+}
+
 // applyFile brings the recorded networks in line with the configuration file,
 // which alone decides about the networks that it defined.
 func (d *Daemon) applyFile(recorded []*networkRecord) ([]*networkRecord, error) {
