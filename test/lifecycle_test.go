@@ -358,3 +358,67 @@ func TestCNILatency(t *testing.T) {
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// TestCNIExhausted: the codes for addresses that cannot be had, and STATUS
+// while there are none.
+func TestCNIExhausted(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	// One address beside the gateway's.
+	config := b.rawConfig("small", "1.1.0", keys{"ipam": ranges("10.86.0.0/30", "fd86::/126")})
+	add := func(id, args string) (int, string) {
+		return b.raw("ADD", config, "CNI_CONTAINERID="+id, "CNI_IFNAME=eth0", "CNI_NETNS="+b.container().path, "CNI_ARGS="+args)
+	}
+	if status, out := add("c1", "IP=10.86.0.2"); status != 0 {
+		t.Fatal(out)
+	}
+	for _, test := range []struct{ args, code, word string }{
+		{"IP=10.86.0.2", `"code": 101`, "10.86.0.2"},
+		{"", `"code": 102`, "small"},
+		{"IP=10.86.0.9", `"code": 7`, "10.86.0.9"},
+	} {
+		if status, out := add("c2", test.args); status == 0 || !strings.Contains(out, test.code) || !strings.Contains(out, test.word) {
+			t.Errorf("ADD with %q: status %d, %s, want %s and %s", test.args, status, out, test.code, test.word)
+		}
+	}
+	if status, out := b.raw("STATUS", config); status == 0 || !strings.Contains(out, `"code": 50`) || !strings.Contains(out, "small") {
+		t.Errorf("STATUS of an exhausted network: status %d, %s", status, out)
+	}
+	if status, out := b.raw("STATUS", b.rawConfig("web", "1.1.0", nil)); status != 0 {
+		t.Errorf("STATUS of another network: %s", out)
+	}
+	if status, out := b.raw("DEL", config, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0"); status != 0 {
+		t.Fatal(out)
+	}
+	if status, out := b.raw("STATUS", config); status != 0 {
+		t.Errorf("STATUS with a free address: %s", out)
+	}
+}
+
+// TestCNIInstall: what "usernet cni install" leaves works with a runtime, with
+// no daemon to start with.
+func TestCNIInstall(t *testing.T) {
+	need(t, "cnitool", "ping")
+	b := newBed(t)
+	bin, c := t.TempDir(), b.container()
+	t.Setenv("USERNET_SOCKET", b.socket)
+	t.Setenv("PATH", filepath.Dir(program("usernet"))+":"+os.Getenv("PATH"))
+	t.Setenv("NETCONFPATH", b.conf)
+	t.Setenv("CNI_PATH", bin)
+	for range 2 { // done twice is done
+		nstest.Exec(t, b.host, "usernet", "cni", "install", "--bin-dir", bin, "--conf-dir", b.conf)
+	}
+	nstest.Exec(t, b.host, "cnitool", "status", "usernet", c.path) // starts the daemon
+	st, err := b.client.Status(context.Background(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.stop(st.PID) })
+	r := b.parse(nstest.Exec(t, b.host, "cnitool", "add", "usernet", c.path))
+	for _, ip := range r.IPs {
+		nstest.Exec(t, c.ns, "ping", "-c1", "-W2", ip.Gateway)
+	}
+	for _, verb := range []string{"check", "gc", "del"} {
+		nstest.Exec(t, b.host, "cnitool", verb, "usernet", c.path)
+	}
+}
