@@ -84,87 +84,111 @@ func TestNATLifetimes(t *testing.T) {
 	}
 }
 
-// The wheel and the list of unreplied flows against the obvious: a map of
-// deadlines, looked through whole.
-func TestNATTableAgainstModel(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	var table natTable
-	sock := tableSocket(&table)
-	sock.pub = new(Publication) // stays open without flows
-	model := map[*natPeer]bool{}
-	var order []*natPeer // by age
-	const limit = 200
-	now := int64(wheelSlots)
-	forget := func(p *natPeer) {
-		if !model[p] {
-			t.Fatalf("flow %v ended twice", p.key)
-		}
-		delete(model, p)
+// tableModel is the obvious form of a natTable: a set of flows, looked through
+// whole.
+type tableModel struct {
+	t     *testing.T
+	rng   *rand.Rand
+	table natTable
+	sock  *natSocket
+	flows map[*natPeer]bool
+	order []*natPeer // by age, ended ones included
+	now   int64
+}
+
+const modelLimit = 200
+
+func (m *tableModel) forget(p *natPeer) {
+	if !m.flows[p] {
+		m.t.Fatalf("flow %v ended twice", p.key)
 	}
+	delete(m.flows, p)
+}
+
+func (m *tableModel) oldestUnreplied() *natPeer {
+	for _, p := range m.order {
+		if m.flows[p] && !p.replied.Load() {
+			return p
+		}
+	}
+	return nil
+}
+
+// any is one of the flows, or nil.
+func (m *tableModel) any() *natPeer {
+	for p := range m.flows {
+		return p
+	}
+	return nil
+}
+
+func (m *tableModel) add() {
+	p := tablePeer(m.sock, uint16(m.rng.IntN(1000)), uint16(50+m.rng.IntN(5)))
+	p.host = ap(p.host.Addr(), uint16(m.rng.IntN(65536)))
+	oldest := m.oldestUnreplied()
+	full := len(m.flows) == modelLimit
+	free := m.table.find(p.key) == nil && m.sock.peers[p.host] == nil
+	evicted, ok := m.table.add(p, modelLimit, m.now)
+	if want := free && (!full || oldest != nil); ok != want {
+		m.t.Fatalf("added %v, want %v", ok, want)
+	}
+	if !ok {
+		return
+	}
+	if full {
+		if evicted != oldest {
+			m.t.Fatal("not the oldest unreplied flow was evicted")
+		}
+		m.forget(evicted)
+	}
+	m.flows[p] = true
+	m.order = append(m.order, p)
+}
+
+func (m *tableModel) sweep() {
+	m.now += m.rng.Int64N(3)
+	if m.rng.IntN(20) == 0 {
+		m.now += m.rng.Int64N(300)
+	}
+	for _, p := range m.table.sweep(m.now) {
+		if left := p.active.Load() + p.lifetime() - m.now; left > 0 {
+			m.t.Fatalf("flow %v ended %d s early", p.key, left)
+		}
+		m.forget(p)
+	}
+	for p := range m.flows {
+		if left := p.active.Load() + p.lifetime() - m.now; left <= 0 {
+			m.t.Fatalf("flow %v lives %d s too long", p.key, -left)
+		}
+	}
+}
+
+// The wheel and the list of unreplied flows against the obvious.
+func TestNATTableAgainstModel(t *testing.T) {
+	m := &tableModel{t: t, rng: rand.New(rand.NewPCG(1, 2)), flows: map[*natPeer]bool{}, now: wheelSlots}
+	m.sock = tableSocket(&m.table)
+	m.sock.pub = new(Publication) // stays open without flows
 	for range 50_000 {
-		switch rng.IntN(10) {
-		case 0, 1, 2, 3:
-			p := tablePeer(sock, uint16(rng.IntN(1000)), uint16(50+rng.IntN(5)))
-			p.host = ap(p.host.Addr(), uint16(rng.IntN(65536)))
-			var oldest *natPeer
-			for _, o := range order {
-				if model[o] && !o.replied.Load() {
-					oldest = o
-					break
-				}
+		p := m.any()
+		switch op := m.rng.IntN(8); {
+		case op < 4:
+			m.add()
+		case op == 4:
+			m.sweep()
+		case p == nil:
+		case op == 5:
+			if !m.table.remove(p) || m.table.remove(p) {
+				t.Fatal("a flow is removed once")
 			}
-			room := len(model) < limit || oldest != nil
-			free := table.find(p.key) == nil && sock.peers[p.host] == nil
-			evicted, ok := table.add(p, limit, now)
-			if ok != (room && free) {
-				t.Fatalf("added %v with room %v and key free %v", ok, room, free)
-			}
-			if ok && len(model) == limit {
-				if evicted != oldest {
-					t.Fatal("not the oldest unreplied flow was evicted")
-				}
-				forget(evicted)
-			}
-			if ok {
-				model[p] = true
-				order = append(order, p)
-			}
-		case 4, 5:
-			for p := range model {
-				p.active.Store(now)
-				if rng.IntN(3) == 0 {
-					p.noteReply()
-				}
-				break
-			}
-		case 6:
-			for p := range model {
-				if !table.remove(p) || table.remove(p) {
-					t.Fatal("a flow is removed once")
-				}
-				forget(p)
-				break
-			}
-		case 7:
-			if rng.IntN(20) == 0 {
-				now += rng.Int64N(300)
-			} else {
-				now += rng.Int64N(3)
-			}
-			for _, p := range table.sweep(now) {
-				if p.active.Load()+p.lifetime() > now {
-					t.Fatalf("flow %v ended %d s early", p.key, p.active.Load()+p.lifetime()-now)
-				}
-				forget(p)
-			}
-			for p := range model {
-				if p.active.Load()+p.lifetime() <= now {
-					t.Fatalf("flow %v lives %d s too long", p.key, now-p.active.Load()-p.lifetime())
-				}
+			m.forget(p)
+		default:
+			p.active.Store(m.now)
+			if m.rng.IntN(3) == 0 {
+				p.noteReply()
 			}
 		}
-		if table.size() != len(model) || len(sock.peers) != len(model) {
-			t.Fatalf("%d flows and %d peers, want %d", table.size(), len(sock.peers), len(model))
+		if m.table.size() != len(m.flows) || len(m.sock.peers) != len(m.flows) {
+			t.Fatalf("%d flows and %d peers, want %d", m.table.size(), len(m.sock.peers), len(m.flows))
 		}
 	}
 }

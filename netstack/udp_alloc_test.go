@@ -1,0 +1,124 @@
+package netstack
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/usernet/usernet/internal/packet"
+	"github.com/usernet/usernet/tunnel"
+)
+
+// TestUDPSendingDoesNotAllocate is the rule of the packet path, for what leaves
+// by a host socket.
+func TestUDPSendingDoesNotAllocate(t *testing.T) {
+	sinkhole, err := net.ListenPacket("udp4", "127.0.0.1:0") // reads nothing: the kernel drops
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sinkhole.Close()
+	target := sinkhole.LocalAddr().(*net.UDPAddr).AddrPort()
+	for name, payload := range map[string]int{"small": 1, "superframe": 60000} {
+		t.Run(name, func(t *testing.T) {
+			l, once := udpSender(t, target, payload)
+			once() // opens the flow
+			if allocs := testing.AllocsPerRun(1000, once); allocs != 0 {
+				t.Errorf("%v allocations per frame of %d bytes", allocs, payload)
+			}
+			if d := l.Stats().Drops; len(d) != 0 {
+				t.Errorf("drops %v", d)
+			}
+			if f := l.s.Flows(); len(f) != 1 || f[0].FromContainer.Packets != 1002 {
+				t.Errorf("flows %+v", f)
+			}
+		})
+	}
+}
+
+// udpSender returns what a link's reader does with one frame to a host service,
+// the read aside.
+func udpSender(tb testing.TB, target netip.AddrPort, payload int) (*Link, func()) {
+	s, err := New(Config{
+		Gateways:     []netip.Prefix{netip.MustParsePrefix("10.88.0.1/24")},
+		DNS:          DNSConfig{ResolvConf: os.DevNull},
+		HostServices: []HostService{{Name: "target", Target: target}},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { s.Close() })
+	l, err := s.Attach(newSink(), LinkConfig{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("10.88.0.2")}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	hdr, pkt := udpSuperframe(ap(l.addrs[0], 5000), ap(s.gateway4, target.Port()), make([]byte, payload), 1400)
+	if payload <= 1400 {
+		hdr.GSOType, hdr.GSOSize = tunnel.GSONone, 0
+	}
+	// A traffic class and a hop limit that have to be copied, so that control
+	// messages are made.
+	pkt[1] = 0xb8
+	packet.DecrementHopLimit(pkt)
+	pkt[10], pkt[11] = 0, 0
+	sum := ^packet.Checksum(pkt[:20], 0)
+	pkt[10], pkt[11] = byte(sum>>8), byte(sum)
+	f := new(frame)
+	raw := make([]byte, tunnel.HeaderLen, tunnel.HeaderLen+len(pkt))
+	hdr.Encode(raw)
+	raw = append(raw, pkt...)
+	rest := raw
+	for _, b := range f.prepare() {
+		rest = rest[copy(b, rest):]
+	}
+	return l, func() {
+		f.prepare()
+		if reason := f.decode(len(raw)); reason != dropNone {
+			tb.Fatal(reason)
+		}
+		s.fromContainer(l, f)
+	}
+}
+
+// The way back allocates nothing either, batches of datagrams included.
+func TestUDPReceivingDoesNotAllocate(t *testing.T) {
+	sinkhole, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sinkhole.Close()
+	target := sinkhole.LocalAddr().(*net.UDPAddr).AddrPort()
+	l, once := udpSender(t, target, 1)
+	once() // opens the flow
+	p := l.nat.udp.find(natKey{ap(l.addrs[0], 5000), ap(l.s.gateway4, target.Port())})
+	in := new(natInput)
+	for _, size := range []int{1, 60000} {
+		in.from, in.data, in.segment, in.hops = target, in.buf[:size], 1200, 64
+		if allocs := testing.AllocsPerRun(1000, func() { l.s.udp.deliver(p.sock, in) }); allocs != 0 {
+			t.Errorf("%v allocations for %d bytes", allocs, size)
+		}
+	}
+	if d := l.Stats().Drops; len(d) != 0 || p.flow.packets[toContainer].Load() != 2002 {
+		t.Errorf("drops %v, %d packets", d, p.flow.packets[toContainer].Load())
+	}
+}
+
+func BenchmarkUDPOut(b *testing.B) {
+	sinkhole, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sinkhole.Close()
+	target := sinkhole.LocalAddr().(*net.UDPAddr).AddrPort()
+	for _, payload := range []int{1, 60000} {
+		b.Run(strconv.Itoa(payload), func(b *testing.B) {
+			_, once := udpSender(b, target, payload)
+			b.SetBytes(int64(payload))
+			b.ReportAllocs()
+			for b.Loop() {
+				once()
+			}
+		})
+	}
+}
