@@ -115,7 +115,7 @@ func (r *report) endPackage(e event) {
 		switch {
 		case test == "":
 			if e.Action == "fail" {
-				fmt.Fprint(r.out, o.output.String())
+				r.print(o)
 			}
 			continue
 		case o.action == "pass":
@@ -125,7 +125,7 @@ func (r *report) endPackage(e event) {
 			fmt.Fprintf(r.out, "SKIP %s %s: %s\n", e.Package, test, reason(o.output.String()))
 		default: // failed, or was running when the package came down
 			r.failed++
-			fmt.Fprint(r.out, o.output.String())
+			r.print(o)
 		}
 		count++
 	}
@@ -135,6 +135,17 @@ func (r *report) endPackage(e event) {
 		fmt.Fprintf(r.out, "FAIL %s %.1fs\n", e.Package, e.Elapsed)
 	case count > 0:
 		fmt.Fprintf(r.out, "ok   %s %.1fs, %d tests\n", e.Package, e.Elapsed, count)
+	}
+}
+
+// print shows an output without what the report says itself.
+func (r *report) print(o *outcome) {
+	for line := range strings.Lines(o.output.String()) {
+		switch {
+		case strings.HasPrefix(line, "=== "), strings.HasPrefix(line, "FAIL\t"), line == "FAIL\n", line == "PASS\n":
+		default:
+			fmt.Fprint(r.out, line)
+		}
 	}
 }
 
