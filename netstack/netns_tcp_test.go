@@ -183,21 +183,19 @@ func TestNetnsFailuresReachTheContainer(t *testing.T) {
 	for _, tt := range []struct {
 		what, host string
 		want       error
-		within     time.Duration
 	}{
-		{"closed port", serverAddr4, syscall.ECONNREFUSED, time.Second},
-		{"closed port", serverAddr6, syscall.ECONNREFUSED, time.Second},
-		{"no route on the host", "192.0.2.1", syscall.ENETUNREACH, time.Second},
-		{"no route on the host", "2001:db8::1", syscall.ENETUNREACH, time.Second},
-		// The host's kernel asks for the neighbour three times, a second apart.
-		{"no neighbour", "10.77.0.99", syscall.EHOSTUNREACH, 6 * time.Second},
-		{"no neighbour", "fd77::99", syscall.EHOSTUNREACH, 6 * time.Second},
+		{"closed port", serverAddr4, syscall.ECONNREFUSED},
+		{"closed port", serverAddr6, syscall.ECONNREFUSED},
+		{"no route on the host", "192.0.2.1", syscall.ENETUNREACH},
+		{"no route on the host", "2001:db8::1", syscall.ENETUNREACH},
+		{"no neighbour", "10.77.0.99", syscall.EHOSTUNREACH},
+		{"no neighbour", "fd77::99", syscall.EHOSTUNREACH},
 		// Policy: ICMP type 3 code 13 is EHOSTUNREACH to Linux, ICMPv6 type 1
 		// code 1 is EACCES.
-		{"metadata", "169.254.169.254", syscall.EHOSTUNREACH, time.Second},
-		{"metadata", "fd00:ec2::254", syscall.EACCES, time.Second},
-		{"gateway's closed port", gateway4.String(), syscall.ECONNREFUSED, time.Second},
-		{"gateway's closed port", gateway6.String(), syscall.ECONNREFUSED, time.Second},
+		{"metadata", "169.254.169.254", syscall.EHOSTUNREACH},
+		{"metadata", "fd00:ec2::254", syscall.EACCES},
+		{"gateway's closed port", gateway4.String(), syscall.ECONNREFUSED},
+		{"gateway's closed port", gateway6.String(), syscall.ECONNREFUSED},
 	} {
 		start := time.Now()
 		c, err := nstest.Dial(t, w.container, "tcp", net.JoinHostPort(tt.host, "9"))
@@ -205,8 +203,15 @@ func TestNetnsFailuresReachTheContainer(t *testing.T) {
 		if err == nil {
 			c.Close()
 		}
-		if !errors.Is(err, tt.want) || took > tt.within {
-			t.Errorf("%s, %s: %v after %v, want %v within %v", tt.what, tt.host, err, took, tt.want, tt.within)
+		if !errors.Is(err, tt.want) {
+			t.Errorf("%s, %s: %v, want %v", tt.what, tt.host, err, tt.want)
+		}
+		// The host's kernel may take seconds, to look for a neighbour; what it
+		// then says must not wait for a second SYN.
+		flows := w.s.Flows()
+		last := flows[len(flows)-1]
+		if own := took - last.End.Sub(last.Start); own > 500*time.Millisecond {
+			t.Errorf("%s, %s: took %v longer than the host side's dial", tt.what, tt.host, own)
 		}
 	}
 }
@@ -229,7 +234,7 @@ func TestNetnsPublishShowsTheClient(t *testing.T) {
 		if inside.Is6() {
 			proto = "TCP6-LISTEN"
 		}
-		nstest.Start(t, w.container, exec.Command("socat", proto+":80,reuseaddr,fork",
+		nstest.Start(t, w.container, exec.Command("socat", "-t", "10", proto+":80,reuseaddr,fork",
 			"SYSTEM:echo \"$SOCAT_PEERADDR\"; cat"))
 		var conn net.Conn
 		var line string
