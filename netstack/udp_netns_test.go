@@ -202,6 +202,62 @@ func TestNetnsUDPSegments(t *testing.T) {
 	})
 }
 
+// The traffic class, ECN with it, survives both ways: QUIC relies on it.
+func TestNetnsUDPTrafficClass(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	w := newOutsideWorld(t, nil)
+	families(t, func(t *testing.T, v4 bool) {
+		server := nstest.ListenPacket(t, w.server, "udp", ap(serverAddr(v4), 0).String()).(*net.UDPConn)
+		conn := w.c.dialUDP(t, server.LocalAddr().(*net.UDPAddr).AddrPort())
+		set := func(c *net.UDPConn, class int) {
+			raw, err := c.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := raw.Control(func(fd uintptr) {
+				setOptions(fd, udpOptions(v4))
+				setOptions(fd, []option{{unix.SOL_IP, unix.IP_TOS, class}, {unix.SOL_IPV6, unix.IPV6_TCLASS, class}})
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := func(c *net.UDPConn) (class int, from *net.UDPAddr) {
+			_ = c.SetReadDeadline(time.Now().Add(testTimeout))
+			oob := make([]byte, 256)
+			_, n, _, from, err := c.ReadMsgUDP(make([]byte, 100), oob)
+			if err != nil {
+				t.Fatal(err)
+			}
+			messages, err := unix.ParseSocketControlMessage(oob[:n])
+			if err != nil {
+				t.Fatal(err)
+			}
+			var in natInput
+			for _, m := range messages {
+				in.meta(m.Header.Level, m.Header.Type, m.Data)
+			}
+			return int(in.tos), from
+		}
+		set(conn, 0xb9) // EF, ECT(1)
+		set(server, 0x2a)
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		class, from := got(server)
+		if class != 0xb9 {
+			t.Errorf("server sees class %#x, want 0xb9", class)
+		}
+		if _, err := server.WriteTo([]byte("y"), from); err != nil {
+			t.Fatal(err)
+		}
+		if class, _ := got(conn); class != 0x2a {
+			t.Errorf("container sees class %#x, want 0x2a", class)
+		}
+	})
+}
+
 func TestNetnsUDPRefusedAndUnreachable(t *testing.T) {
 	if !ownNamespace(t) {
 		return
