@@ -51,7 +51,9 @@ func TestForeignSocket(t *testing.T) {
 			if err != nil {
 				return
 			}
-			fmt.Fprint(c, "220 mail.example ESMTP\r\n")
+			if _, err := c.Read(make([]byte, 4096)); err == nil {
+				fmt.Fprint(c, "500 unknown command\r\n")
+			}
 			c.Close()
 		}
 	}()
