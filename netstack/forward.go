@@ -21,9 +21,9 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 		l.reject(f, packet.ErrTimeExceeded)
 		return
 	}
-	if f.pkt.Proto == packet.ProtoTCP && f.pkt.TCPFlags&packet.FlagSYN == 0 && !f.pkt.Fragment {
-		// Policy was asked when the flow began; what belongs to no flow is
-		// reset by the stack.
+	if f.pkt.Proto == packet.ProtoTCP && f.pkt.TCPFlags&(packet.FlagSYN|packet.FlagACK) != packet.FlagSYN && !f.pkt.Fragment {
+		// Policy was asked when the flow began, be it here or at a publication;
+		// what belongs to no flow is reset by the stack.
 		s.tcp.fromContainer(l, f, policy.Verdict{})
 		return
 	}
