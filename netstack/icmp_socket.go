@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/undo"
 )
 
 // ErrPingUnavailable says that this process may open no socket for ICMP echo:
@@ -79,15 +81,15 @@ func groups() string {
 
 // newSocket opens the ping socket of an identifier of a container.
 func (n *icmpNAT) newSocket(l *Link, k socketKey) (*natSocket, error) {
-	var undo undoList
-	defer undo.run()
+	var undo undo.List
+	defer undo.Run()
 	fd, raw, err := openPing(k.host4)
 	if err != nil {
 		return nil, err
 	}
 	// A non-blocking file goes on the runtime's poller.
 	file := os.NewFile(uintptr(fd), "ping")
-	undo.add(func() { file.Close() })
+	undo.Add(func() { file.Close() })
 	s := &natSocket{
 		link: l, table: &l.nat.ping, key: k, v4: k.host4, ping: true, raw: raw, deliver: n.deliver, closer: file,
 		peers: map[netip.AddrPort]*natPeer{}, addrs: map[netip.Addr]int{},
@@ -110,7 +112,7 @@ func (n *icmpNAT) newSocket(l *Link, k socketKey) (*natSocket, error) {
 	if !l.nat.ping.addSocket(k, s) {
 		return nil, ErrClosed
 	}
-	undo.keep()
+	undo.Keep()
 	go s.serve()
 	return s, nil
 }

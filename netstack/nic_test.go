@@ -134,22 +134,3 @@ func TestTCPIPErrors(t *testing.T) {
 		t.Errorf("an error without counterpart becomes %v", got)
 	}
 }
-
-func TestParseProcAddr(t *testing.T) {
-	for in, want := range map[string]string{
-		"0100007F:1F90":                         "127.0.0.1:8080",
-		"00000000:0050":                         "0.0.0.0:80",
-		"00000000000000000000000001000000:1F90": "[::1]:8080",
-		"0000000000000000FFFF00000100007F:1F90": "127.0.0.1:8080",
-	} {
-		got, ok := parseProcAddr(in)
-		if !ok || got.String() != want {
-			t.Errorf("%s is %v, want %s", in, got, want)
-		}
-	}
-	for _, bad := range []string{"", "0100007F", "01:50", "0100007F:XYZ", "zz00007F:1F90"} {
-		if got, ok := parseProcAddr(bad); ok {
-			t.Errorf("%q is %v, want a fault", bad, got)
-		}
-	}
-}

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/usernet/usernet/internal/policy"
+	"github.com/usernet/usernet/internal/portowner"
+	"github.com/usernet/usernet/internal/undo"
 )
 
 // PublishConfig says which host port leads to which port of which link. Ranges
@@ -181,8 +183,8 @@ func (s *Switch) publish(cfg PublishConfig) (*Publication, error) {
 		return nil, err
 	}
 	p := &Publication{proto: cfg.Proto, link: l, port: cfg.Port}
-	var undo undoList
-	defer undo.run()
+	var undo undo.List
+	defer undo.Run()
 	start, err := s.openHalf(p, &cfg, &undo)
 	if err != nil {
 		return nil, err
@@ -190,7 +192,7 @@ func (s *Switch) publish(cfg PublishConfig) (*Publication, error) {
 	if err := s.tcp.pubs.add(p); err != nil {
 		return nil, err
 	}
-	undo.keep()
+	undo.Keep()
 	start()
 	return p, nil
 }
@@ -225,7 +227,7 @@ func (s *Switch) checkPublish(cfg *PublishConfig) (*Link, error) {
 }
 
 // openHalf makes the protocol's half of a publication. start begins to serve.
-func (s *Switch) openHalf(p *Publication, cfg *PublishConfig, undo *undoList) (start func(), err error) {
+func (s *Switch) openHalf(p *Publication, cfg *PublishConfig, undo *undo.List) (start func(), err error) {
 	if p.proto == "udp" {
 		return s.openUDP(p, cfg, undo)
 	}
@@ -234,7 +236,7 @@ func (s *Switch) openHalf(p *Publication, cfg *PublishConfig, undo *undoList) (s
 		if ln, err = s.listenTCP(cfg.Host); err != nil {
 			return nil, err
 		}
-		undo.add(func() { ln.Close() })
+		undo.Add(func() { ln.Close() })
 	}
 	if p.host, err = addrPortOf(ln.Addr()); err != nil {
 		return nil, err
@@ -244,13 +246,13 @@ func (s *Switch) openHalf(p *Publication, cfg *PublishConfig, undo *undoList) (s
 	return a.start, nil
 }
 
-func (s *Switch) openUDP(p *Publication, cfg *PublishConfig, undo *undoList) (start func(), err error) {
+func (s *Switch) openUDP(p *Publication, cfg *PublishConfig, undo *undo.List) (start func(), err error) {
 	pc := cfg.PacketConn
 	if pc == nil {
 		if pc, err = s.listenUDP(cfg.Host); err != nil {
 			return nil, err
 		}
-		undo.add(func() { pc.Close() })
+		undo.Add(func() { pc.Close() })
 	}
 	if p.host, err = addrPortOf(pc.LocalAddr()); err != nil {
 		return nil, err
@@ -287,7 +289,7 @@ func listenError(err error, proto string, host netip.AddrPort) error {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return err
 	}
-	if owner := portOwner(proto, host); owner != "" {
+	if owner, ok := portowner.Of(proto, host); ok {
 		return fmt.Errorf("%w by %s", ErrPortInUse, owner)
 	}
 	return ErrPortInUse

@@ -70,3 +70,22 @@ func FuzzParseAddrPort(f *testing.F) {
 		}
 	})
 }
+
+func TestParseAddrPort(t *testing.T) {
+	for in, want := range map[string]string{
+		"0100007F:1F90":                         "127.0.0.1:8080",
+		"00000000:0050":                         "0.0.0.0:80",
+		"00000000000000000000000001000000:1F90": "[::1]:8080",
+		"0000000000000000FFFF00000100007F:1F90": "127.0.0.1:8080",
+	} {
+		got, ok := parseAddrPort(in)
+		if !ok || got.String() != want {
+			t.Errorf("%s is %v, want %s", in, got, want)
+		}
+	}
+	for _, bad := range []string{"", "0100007F", "01:50", "0100007F:XYZ", "zz00007F:1F90"} {
+		if got, ok := parseAddrPort(bad); ok {
+			t.Errorf("%q is %v, want a fault", bad, got)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/undo"
 	"github.com/usernet/usernet/ipam"
 	"github.com/usernet/usernet/netstack"
 	"github.com/usernet/usernet/tunnel"
@@ -137,8 +138,8 @@ func (n *Private) Close() error {
 
 // Attach implements Network.
 func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ Attachment, err error) {
-	var undo undoList
-	defer undo.run()
+	var undo undo.List
+	defer undo.Run()
 	owner := ipam.Owner(spec.Name + "/" + strconv.FormatUint(n.owners.Add(1), 10))
 	lease, err := n.pool.Acquire(ctx, owner)
 	if err != nil {
@@ -148,7 +149,7 @@ func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ At
 		Addrs: lease.Addrs, Gateways: n.gateways, MTU: n.mtu,
 		Nameservers: n.gateways, Search: n.search, Options: n.options,
 	}}
-	undo.add(func() { n.pool.Release(context.WithoutCancel(ctx), owner) })
+	undo.Add(func() { n.pool.Release(context.WithoutCancel(ctx), owner) })
 	dev, err := tunnel.Open(tun, n.mtu)
 	if err != nil {
 		return nil, err
@@ -161,7 +162,7 @@ func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ At
 		dev.Close()
 		return nil, err
 	}
-	undo.add(func() { a.link.Detach(context.WithoutCancel(ctx)) })
+	undo.Add(func() { a.link.Detach(context.WithoutCancel(ctx)) })
 	for _, p := range spec.Publish {
 		pub, err := n.sw.Publish(netstack.PublishConfig{Link: a.link.Name(), Proto: p.Proto, Host: p.Host, Port: p.Port})
 		if err != nil {
@@ -169,7 +170,7 @@ func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ At
 		}
 		a.settings.Published = append(a.settings.Published, Publish{Proto: p.Proto, Host: pub.Host(), Port: p.Port})
 	}
-	undo.keep() // detaching closes the publications too
+	undo.Keep() // detaching closes the publications too
 	return a, nil
 }
 

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/undo"
 )
 
 // Exit statuses of programs that run a command in a sandbox, as env(1), nohup(1)
@@ -159,7 +160,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, cfg Config) (*Process, error) {
 		cfg.fault = func(string) error { return nil }
 	}
 	s := &start{p: &Process{cmd: cmd, cfg: cfg, reaped: make(chan struct{})}, ownUserns: !MayMakeNamespaces()}
-	defer s.undo.run()
+	defer s.undo.Run()
 	err := s.run(ctx)
 	if s.unwatch != nil {
 		s.unwatch()
@@ -167,7 +168,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, cfg Config) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.undo.keep()
+	s.undo.Keep()
 	return s.p, nil
 }
 
@@ -220,7 +221,7 @@ type start struct {
 	inner     uint64 // inode of N2
 	unwatch   func() bool
 	ns        namespaces
-	undo      undoList
+	undo      undo.List
 }
 
 // parentSteps are the parent's steps in order.
@@ -275,7 +276,7 @@ func (s *start) openPipe(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.undo.add(func() { s.pipe.close(); s.theirs.Close() })
+	s.undo.Add(func() { s.pipe.close(); s.theirs.Close() })
 	return nil
 }
 
@@ -303,7 +304,7 @@ func (s *start) startChild(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.undo.add(s.killChild)
+	s.undo.Add(s.killChild)
 	s.theirs.Close() // so that the child's end is the only one, and its death seen
 	s.unwatch = s.pipe.watch(ctx)
 	return nil
@@ -388,7 +389,7 @@ func (s *start) attach(ctx context.Context) error {
 	}
 	s.pipe.file = nil // the network's now
 	p.link, p.settings = link, link.Settings()
-	s.undo.add(func() {
+	s.undo.Add(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
 		defer cancel()
 		link.Detach(ctx)
@@ -443,7 +444,7 @@ func (s *start) watch(context.Context) (err error) {
 	if s.p.reaper, err = startReaper(s.ns); err != nil {
 		return err
 	}
-	s.undo.add(s.p.reaper.dismiss)
+	s.undo.Add(s.p.reaper.dismiss)
 	return nil
 }
 
