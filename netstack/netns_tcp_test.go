@@ -247,13 +247,13 @@ func TestNetnsPublishShowsTheClient(t *testing.T) {
 			if err != nil {
 				return false
 			}
-			fmt.Fprintln(c, "ping")
-			c.(*net.TCPConn).CloseWrite()
+			defer c.Close()
 			c.SetDeadline(time.Now().Add(testTimeout))
+			_, werr := fmt.Fprintln(c, "ping")
+			cerr := c.(*net.TCPConn).CloseWrite()
 			all, err := io.ReadAll(c)
 			conn, line = c, string(all)
-			c.Close()
-			return err == nil
+			return errors.Join(werr, cerr, err) == nil
 		})
 		local := conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr()
 		peer, echo, _ := strings.Cut(line, "\n")
