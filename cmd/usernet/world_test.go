@@ -181,7 +181,13 @@ func linesOf(r io.Reader) <-chan string {
 // await waits for a line that contains want.
 func await(t *testing.T, lines <-chan string, want string) string {
 	t.Helper()
-	var seen []string
+	line, _ := awaitAfter(t, lines, want)
+	return line
+}
+
+// awaitAfter is await that returns the lines before as well.
+func awaitAfter(t *testing.T, lines <-chan string, want string) (line string, seen []string) {
+	t.Helper()
 	deadline := time.After(20 * time.Second)
 	for {
 		select {
@@ -190,7 +196,7 @@ func await(t *testing.T, lines <-chan string, want string) string {
 				t.Fatalf("the output ended without %q; it was %q", want, seen)
 			}
 			if strings.Contains(line, want) {
-				return line
+				return line, seen
 			}
 			seen = append(seen, line)
 		case <-deadline:

@@ -189,6 +189,7 @@ func TestNetnsEachStepIsUndone(t *testing.T) {
 	host := netip.MustParseAddrPort(free.Addr().String())
 	free.Close()
 	marker := t.TempDir() + "/ran"
+	output(t, Config{Network: n}, "true") // what is opened once and kept is open now
 
 	try := func(t *testing.T, cfg Config) {
 		t.Helper()
