@@ -51,6 +51,10 @@ type Config struct {
 	// Log receives life-cycle events. Nil: discarded.
 	Log *slog.Logger
 
+	// DropPrivileges gives up what root may do, once the state and the socket
+	// are open; see [DropPrivileges]. For daemons that are started as root.
+	DropPrivileges bool
+
 	// Ready, if not nil, is called once when the socket answers.
 	Ready func()
 

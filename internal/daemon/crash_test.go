@@ -29,20 +29,27 @@ func startChild(t testing.TB, dir string) *child {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+dir)
-	cmd.Stderr = testWriter{t}
-	out, err := cmd.StdoutPipe()
+	c := &child{Client: control.Dial(filepath.Join(dir, "s.sock")), cmd: cmd}
+	c.begin(t)
+	return c
+}
+
+// begin starts the process, to be killed at the test's end, and waits until it
+// serves.
+func (c *child) begin(t testing.TB) {
+	t.Helper()
+	c.cmd.Stderr = testWriter{t}
+	out, err := c.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	c := &child{Client: control.Dial(filepath.Join(dir, "s.sock")), cmd: cmd}
 	t.Cleanup(c.kill)
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("child said %q, %v", line, err)
 	}
-	return c
 }
 
 // kill ends it without a chance to clean up. Killing twice does nothing.

@@ -94,6 +94,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, d.endSwitches())
 	}
+	if err := d.dropPrivileges(); err != nil {
+		return errors.Join(err, closeListener(), d.endSwitches())
+	}
 	// The socket is there: a DEL that finds no tombstone taken up can ask.
 	d.replayTombstones(ctx)
 	err = d.serve(ctx, listener)
@@ -106,6 +109,20 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	d.bound.Wait()
 	err = errors.Join(err, d.endSwitches())
 	d.watchers.Wait()
+	return err
+}
+
+// dropPrivileges does so if configured. Programs that are linked with cgo, as
+// go run makes them where there is a C compiler, cannot and say so.
+func (d *Daemon) dropPrivileges() error {
+	if !d.cfg.DropPrivileges {
+		return nil
+	}
+	err := DropPrivileges(Privileges{KeepNetRaw: NeedsNetRaw()})
+	if errors.Is(err, errors.ErrUnsupported) {
+		d.log.Warn("privileges are kept", "err", err)
+		return nil
+	}
 	return err
 }
 

@@ -104,12 +104,12 @@ type Privileges struct {
 // DropPrivileges gives up, for good and in all threads, every capability that
 // the daemon does not need, the bounding and ambient sets included; no execve
 // can bring one back. It keeps other processes of the user from tracing this
-// one, and lets it open as many descriptors as its hard limit allows. Call it
-// before Run, when sockets for low ports were inherited or are not needed: the
-// plugin brings its own.
+// one, and lets it open as many descriptors as its hard limit allows. Sockets
+// for low ports then come from the plugin or the command line.
 //
-// It fails in programs that are linked with cgo: the capabilities of threads
-// that Go does not know cannot be dropped.
+// In programs that are linked with cgo it fails (errors.ErrUnsupported) and
+// changes no capability: those of threads that Go does not know cannot be
+// dropped.
 func DropPrivileges(p Privileges) error {
 	if err := raiseFileLimit(); err != nil {
 		return err
@@ -193,7 +193,7 @@ func allThreads(what string, trap, a1, a2, a3 uintptr) error {
 	case errno == 0:
 		return nil
 	case errno == syscall.ENOTSUP:
-		return fmt.Errorf("%s: this program is linked with cgo; build it with CGO_ENABLED=0", what)
+		return fmt.Errorf("%s: this program is linked with cgo; build it with CGO_ENABLED=0: %w", what, errors.ErrUnsupported)
 	}
 	return fmt.Errorf("%s: %w", what, errno)
 }

@@ -1,7 +1,7 @@
 package daemon
 
 import (
-	"bufio"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
 )
 
@@ -17,12 +18,7 @@ import (
 // program of its own, built as releases are: without cgo.
 func TestNetnsDropPrivileges(t *testing.T) {
 	nstest.Require(t)
-	bin := filepath.Join(t.TempDir(), "dropprivs")
-	build := exec.Command("go", "build", "-o", bin, "./testdata/dropprivs")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	bin := buildWithoutCgo(t)
 	const none, netRaw = "0000000000000000", "0000000000002000" // CAP_NET_RAW is 13
 	for _, tt := range []struct {
 		args        []string
@@ -59,6 +55,57 @@ func TestNetnsDropPrivileges(t *testing.T) {
 	}
 }
 
+func buildWithoutCgo(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "dropprivs")
+	build := exec.Command("go", "build", "-o", bin, "./testdata/dropprivs")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// TestNetnsDaemonWithoutPrivileges: descriptors from the caller are all that
+// it needs to serve containers, published ports below 1024 included.
+func TestNetnsDaemonWithoutPrivileges(t *testing.T) {
+	nstest.Require(t)
+	dir := t.TempDir()
+	cmd := exec.Command(buildWithoutCgo(t))
+	cmd.Env = append(os.Environ(), "SERVE="+dir)
+	c := &child{Client: control.Dial(filepath.Join(dir, "s.sock")), cmd: cmd}
+	c.begin(t)
+	host := nstest.NewNS(t)
+	var lf *os.File
+	nstest.In(t, host, func() error {
+		l, err := net.Listen("tcp", "127.0.0.1:80")
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		lf, err = l.(*net.TCPListener).File()
+		return err
+	})
+	defer lf.Close()
+	req := request("web")
+	req.Publications = []control.PublicationSpec{{Proto: "tcp", HostPort: 80, Port: 8080, FD: true}}
+	web, other := attach(t, c.Client, req, lf), attach(t, c.Client, request("other"))
+	go greet(nstest.Listen(t, web.ns, "tcp", ":8080"))
+	for from, addr := range map[*netns.Handle]string{
+		host:     "127.0.0.1:80",
+		other.ns: net.JoinHostPort(web.reply.Addrs[1].Addr().String(), "8080"),
+	} {
+		conn, err := nstest.Dial(t, from, "tcp", addr)
+		if err != nil {
+			t.Fatalf("dial %s: %v", addr, err)
+		}
+		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
+			t.Errorf("%s said %q, %v", addr, got, err)
+		}
+		conn.Close()
+	}
+}
+
 func TestNeedsNetRaw(t *testing.T) {
 	raw, err := os.ReadFile("/proc/sys/net/ipv4/ping_group_range")
 	if err != nil {
@@ -88,19 +135,8 @@ func TestSocketActivation(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0"`, os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+dir)
 	cmd.ExtraFiles = []*os.File{f}
-	cmd.Stderr = testWriter{t}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	c := &child{cmd: cmd}
-	defer c.kill()
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
-		t.Fatalf("child said %q, %v", line, err)
-	}
+	c.begin(t)
 	if err := <-version; err != nil {
 		t.Errorf("request over the inherited socket: %v", err)
 	}

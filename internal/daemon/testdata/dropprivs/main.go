@@ -1,8 +1,10 @@
 // Command dropprivs drops its privileges as the daemon does and prints what is
-// left, for a test that must not lose its own.
+// left, for a test that must not lose its own. With SERVE=DIR in the environment
+// it is a daemon without privileges instead.
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +18,17 @@ import (
 )
 
 func main() {
+	if dir := os.Getenv("SERVE"); dir != "" {
+		d, err := daemon.New(daemon.Config{
+			Socket: dir + "/s.sock", StateDir: dir + "/state", DropPrivileges: true,
+			Ready: func() { fmt.Println("ready") },
+		})
+		if err == nil {
+			err = d.Run(context.Background())
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	// Some threads, so that "all threads" means something.
 	for range 4 {
 		ready := make(chan struct{})
