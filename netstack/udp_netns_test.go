@@ -93,6 +93,13 @@ func newOutsideWorld(t *testing.T, change func(*Config)) *outsideWorld {
 		nstest.Route(t, r.ns, r.dst, r.via)
 	}
 	sysctl(t, host, "net.ipv4.ping_group_range", "0 2147483647")
+	// On a busy machine the kernel takes its time to use new cables for IPv6.
+	for _, v4 := range []bool{true, false} {
+		nstest.WaitFor(t, 10*time.Second, func() bool {
+			_, err := nstest.TryExec(t, host, "ping", "-n", "-c", "1", "-W", "1", serverAddr(v4).String())
+			return err == nil
+		})
+	}
 	w.harness = newHarness(t, change)
 	w.c = w.container("c", 2, DefaultMTU)
 	return w
