@@ -23,13 +23,14 @@ import (
 	"github.com/usernet/usernet/internal/nstest"
 )
 
-// buildUsernet builds the real daemon, once.
+// buildUsernet builds the real daemon, once, below the test binary's directory,
+// which go test removes.
 var buildUsernet = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "usernet-plugin-test-")
+	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "usernet")
+	path := filepath.Join(filepath.Dir(self), "daemon", "usernet")
 	cmd := exec.Command("go", "build", "-o", path, "github.com/usernet/usernet/cmd/usernet")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
