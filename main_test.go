@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"os"
 	"testing"
@@ -37,13 +36,13 @@ func act(role, address string) {
 	case "echo":
 		l, err := net.Listen("tcp", address)
 		if err != nil {
-			log.Fatal(err)
+			die(err)
 		}
 		fmt.Print("ready")
 		for {
 			c, err := l.Accept()
 			if err != nil {
-				log.Fatal(err)
+				die(err)
 			}
 			io.Copy(c, c)
 			c.Close()
@@ -51,11 +50,16 @@ func act(role, address string) {
 	case "fetch":
 		c, err := net.Dial("tcp", address)
 		if err != nil {
-			log.Fatal(err)
+			die(err)
 		}
 		io.Copy(os.Stdout, c)
 		os.Exit(0)
 	}
+}
+
+func die(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
 }
 
 // canMakeNamespaces reports whether this very process can do what the examples

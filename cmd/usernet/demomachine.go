@@ -50,7 +50,7 @@ func (a *app) demoMachine() error {
 func (d *demo) close() {
 	if d.web != nil {
 		d.web.Process.Kill()
-		d.web.Wait() // it says that it was killed
+		_ = d.web.Wait() // it says that it was killed
 	}
 	if d.network != nil {
 		d.network.Close()

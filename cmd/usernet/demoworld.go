@@ -80,7 +80,7 @@ func (w *demoWorld) serve() error {
 	if err != nil {
 		return fmt.Errorf("start the outside world's servers: %w", err)
 	}
-	go http.Serve(web, whoAsks("the outside world"))
+	go serveHTTP(web, "the outside world")
 	go answerDNS(dns)
 	for name, at := range map[string]*netip.AddrPort{"a private service": &w.closed, "the database": &w.database} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -88,9 +88,14 @@ func (w *demoWorld) serve() error {
 			return fmt.Errorf("start %s on the loopback: %w", name, err)
 		}
 		*at = netip.MustParseAddrPort(l.Addr().String())
-		go http.Serve(l, whoAsks(name))
+		go serveHTTP(l, name)
 	}
 	return nil
+}
+
+// serveHTTP answers until the process ends, which is the end of the demo.
+func serveHTTP(l net.Listener, name string) {
+	_ = http.Serve(l, whoAsks(name)) // it ends with the listener
 }
 
 // get fetches a URL from the outside world.
@@ -115,7 +120,7 @@ func answerDNS(c net.PacketConn) {
 			return
 		}
 		if reply, err := demoReply(buf[:n]); err == nil {
-			c.WriteTo(reply, from)
+			_, _ = c.WriteTo(reply, from) // a lost answer is asked for again
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 func TestNetnsRunReplacesResolvConf(t *testing.T) {
 	w := newWorld(t)
 	w.openToNobody()
-	for name, make := range map[string]string{
+	for name, shape := range map[string]string{
 		"a file":                  "echo 'search example.net' > etc/resolv.conf",
 		"a link":                  "mkdir resolve; echo 'nameserver 127.0.0.53' > resolve/stub.conf; ln -s $PWD/resolve/stub.conf etc/resolv.conf",
 		"a link to nothing":       "ln -s $PWD/resolve/stub.conf etc/resolv.conf",
@@ -36,7 +36,7 @@ func TestNetnsRunReplacesResolvConf(t *testing.T) {
 				inner := wrap(w.command("run", "--", "sh", "-c", "cat /etc/resolv.conf; getent hosts outside.example; getent hosts localhost; ls /etc"))
 				const script = `set -e; cd "$1"; shift; mkdir etc; cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/hosts etc/; SHAPE
 ls -lAR . > before; mount --bind etc /etc; "$@"; umount /etc; ls -lAR . > after; sed -i '/ \(before\|after\)$/d; /^total/d' before after; diff before after`
-				argv := append([]string{"--mount", "sh", "-c", strings.Replace(script, "SHAPE", make, 1), "sh", dir}, inner.Args...)
+				argv := append([]string{"--mount", "sh", "-c", strings.Replace(script, "SHAPE", shape, 1), "sh", dir}, inner.Args...)
 				cmd := exec.Command("unshare", argv...)
 				cmd.Env = inner.Env
 				r := w.do(cmd)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -211,12 +212,13 @@ func TestNetnsRunHostLoopback(t *testing.T) {
 	need(t, "curl")
 	w := newWorld(t)
 	l := nstest.Listen(t, w.host, "tcp", "127.0.0.1:0")
-	serveHTTP(l, "the loopback")
+	go serveHTTP(l, "the loopback")
 	port := l.Addr().(*net.TCPAddr).Port
-	for _, host := range []string{"127.0.0.1", "10.83.0.1", "203.0.113.1", "[2001:db8:113::1]", "0.0.0.0"} {
-		r := w.do(w.command("run", "--", "curl", "-sS", "-m", "5", fmt.Sprintf("http://%s:%d/", host, port)))
+	for _, host := range []string{"127.0.0.1", "10.83.0.1", "203.0.113.1", "2001:db8:113::1", "0.0.0.0"} {
+		url := "http://" + net.JoinHostPort(host, strconv.Itoa(port)) + "/"
+		r := w.do(w.command("run", "--", "curl", "-sS", "-m", "5", url))
 		if r.status == 0 || r.stdout != "" || strings.Contains(r.stderr, "timed out") {
-			t.Errorf("http://%s:%d/ from inside: status %d %q %q; want a refusal at once", host, port, r.status, r.stdout, r.stderr)
+			t.Errorf("%s from inside: status %d %q %q; want a refusal at once", url, r.status, r.stdout, r.stderr)
 		}
 	}
 	got := w.run("run", "--host-service", fmt.Sprintf("db=localhost:%d", port), "--", "curl", "-sS", fmt.Sprintf("http://db:%d/", port))

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,13 +34,10 @@ func newWorld(t *testing.T) *world {
 	nstest.Veth(t, w.host, w.outside,
 		machine4.String()+"/24", outside4.String()+"/24", machine6.String()+"/64", outside6.String()+"/64")
 	nstest.In(t, w.host, func() error { return netns.SetPingGroupRange(0, 1<<31-1) })
-	serveHTTP(nstest.Listen(t, w.outside, "tcp", ":80"), "the outside world")
+	go serveHTTP(nstest.Listen(t, w.outside, "tcp", ":80"), "the outside world")
 	go answerDNS(nstest.ListenPacket(t, w.outside, "udp", outside4.String()+":53"))
 	return w
 }
-
-// serveHTTP ends with its listener.
-func serveHTTP(l net.Listener, name string) { go http.Serve(l, whoAsks(name)) }
 
 // command is usernet on the world's machine, with its resolver.
 func (w *world) command(args ...string) *exec.Cmd {
@@ -93,7 +88,7 @@ func (w *world) run(args ...string) string {
 func asNobody(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	if os.Geteuid() != 0 || !isIdentity(t, "/proc/self/uid_map") {
-		t.Skip("this test changes to another user, and this user namespace has a single one: run it as root")
+		skip(t, "this test changes to another user, and this user namespace has a single one: run it as root")
 	}
 	const script = `mount -t tmpfs -o mode=755 tmpfs /dev/net && mknod /dev/net/tun c 10 200 && chmod 666 /dev/net/tun &&
 cd / && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
@@ -138,6 +133,15 @@ func (w *world) openToNobody() {
 	w.dir = dir
 }
 
+// skip skips a test, and fails it in CI, where nothing may be left untested.
+func skip(t *testing.T, reason string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(reason + "; CI=true forbids to skip it")
+	}
+	t.Skip(reason) //nolint:forbidigo // in CI it fails, above
+}
+
 // need fails or skips a test whose clients are not installed.
 func need(t *testing.T, programs ...string) {
 	t.Helper()
@@ -145,10 +149,7 @@ func need(t *testing.T, programs ...string) {
 		if _, err := exec.LookPath(p); err == nil {
 			continue
 		}
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is not installed, and CI=true forbids to skip what needs it", p)
-		}
-		t.Skipf("%s is not installed: apt-get install curl busybox-static dnsutils iputils-ping traceroute socat tshark", p)
+		skip(t, p+" is not installed: apt-get install curl busybox-static dnsutils iputils-ping traceroute socat tshark")
 	}
 }
 

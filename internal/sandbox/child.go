@@ -53,7 +53,7 @@ func Init() {
 		os.Exit(ExitFailure)
 	}
 	step, err := c.run()
-	c.pipe.send(childMessage{Fault: newFault(step, err)}, nil)
+	_ = c.pipe.send(childMessage{Fault: newFault(step, err)}, nil) // a parent that is gone needs no reason
 	os.Exit(ExitFailure)
 }
 

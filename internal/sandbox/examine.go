@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -117,7 +118,7 @@ func checkPing() Check {
 	if err != nil {
 		c.State = Warning
 		c.Found = fmt.Sprintf("ping from sandboxes to the outside does not work: group %d is not in net.ipv4.ping_group_range = %q",
-			os.Getegid(), readSysctl("net/ipv4/ping_group_range", "?"))
+			os.Getegid(), strings.Join(strings.Fields(readSysctl("net/ipv4/ping_group_range", "?")), " "))
 		c.Fix = `sysctl -w net.ipv4.ping_group_range="0 2147483647"`
 		return c
 	}

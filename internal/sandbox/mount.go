@@ -104,7 +104,8 @@ func mountScratch() (dir string, unmount func(), err error) {
 	for _, dir := range scratchDirs {
 		err := unix.Mount("usernet", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755")
 		if err == nil {
-			return dir, func() { unix.Unmount(dir, unix.MNT_DETACH) }, nil
+			// Nothing keeps a mount of this process's own from being detached.
+			return dir, func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }, nil
 		}
 		errs = append(errs, &os.PathError{Op: "mount tmpfs on", Path: dir, Err: err})
 	}

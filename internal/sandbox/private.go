@@ -149,7 +149,7 @@ func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ At
 		Addrs: lease.Addrs, Gateways: n.gateways, MTU: n.mtu,
 		Nameservers: n.gateways, Search: n.search, Options: n.options,
 	}}
-	undo.Add(func() { n.pool.Release(context.WithoutCancel(ctx), owner) })
+	undo.Add(func() { _ = n.pool.Release(context.WithoutCancel(ctx), owner) }) // of a store in memory: it cannot fail
 	dev, err := tunnel.Open(tun, n.mtu)
 	if err != nil {
 		return nil, err
@@ -162,7 +162,7 @@ func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ At
 		dev.Close()
 		return nil, err
 	}
-	undo.Add(func() { a.link.Detach(context.WithoutCancel(ctx)) })
+	undo.Add(func() { _ = a.link.Detach(context.WithoutCancel(ctx)) }) // fails by its context only
 	for _, p := range spec.Publish {
 		pub, err := n.sw.Publish(netstack.PublishConfig{Link: a.link.Name(), Proto: p.Proto, Host: p.Host, Port: p.Port})
 		if err != nil {

@@ -392,7 +392,7 @@ func (s *start) attach(ctx context.Context) error {
 	s.undo.Add(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
 		defer cancel()
-		link.Detach(ctx)
+		_ = link.Detach(ctx) // the error that led here matters more
 	})
 	if p.cfg.Attached != nil {
 		return p.cfg.Attached(p.settings)

@@ -205,5 +205,7 @@ func pipeOf(f *os.File) (*pipe, error) {
 // watch makes everything that waits on the pipe give up when ctx ends, until
 // stop is called.
 func (p *pipe) watch(ctx context.Context) (stop func() bool) {
-	return context.AfterFunc(ctx, func() { p.conn.SetDeadline(time.Unix(1, 0)) })
+	return context.AfterFunc(ctx, func() {
+		_ = p.conn.SetDeadline(time.Unix(1, 0)) // fails when it is closed: then nobody waits
+	})
 }

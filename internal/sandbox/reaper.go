@@ -84,7 +84,7 @@ func reap(n namespaces) {
 		if killAll(n) == 0 {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 }
 
