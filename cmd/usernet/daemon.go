@@ -17,7 +17,8 @@ import (
 
 const daemonLong = `Runs the daemon that holds the networks of containers. It needs no privilege, no
 /dev/net/tun and no namespace: the CNI plugin hands it descriptors. The plugin
-starts it when it is not running.
+starts it when it is not running. Started as root, it gives up every capability
+once its state and socket are open.
 
 It ends at SIGTERM or SIGINT, and then the containers' networks end with it.`
 
@@ -59,6 +60,7 @@ func (a *app) daemonCommand() *cobra.Command {
 			if autostarted && config.IdleExit == 0 && (config.File == nil || config.File.IdleExit == 0) {
 				config.IdleExit = autostartIdleExit
 			}
+			config.DropPrivileges = os.Geteuid() == 0
 			config.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: logLevel}))
 			return a.runDaemon(cmd.Context(), config)
 		},
