@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/nstest"
 )
 
@@ -55,6 +57,7 @@ func TestNetnsDaemonAndItsClients(t *testing.T) {
 	w.run("run", "--network", "web", "--name", "waiter", "--", "sh", "-c", "until busybox nc server 80 </dev/null 2>/dev/null; do :; done")
 	expect(w.run("run", "--network", "web", "--name", "client", "--", "sh", "-c", "curl -4 -sS http://server/ && curl -6 -sS http://server/"), "hello\nhello\n")
 	expect(nstest.Exec(t, w.outside, "curl", "-sS", "http://203.0.113.1:8080/"), "hello")
+	testSummary(t, w)
 
 	expect(w.run("ps"), "NETWORK", "server", "10.20.0.2", "203.0.113.1:8080->80/tcp", "attached")
 	expect(w.run("inspect", "server"), "web/server/eth0", "10.20.0.2/24", "Sent")
@@ -87,6 +90,41 @@ func TestNetnsDaemonAndItsClients(t *testing.T) {
 	r := w.do(w.command("run", "--network", "web", "--", "true"))
 	if r.status != 125 || !strings.Contains(r.stderr, "usernet network create web") {
 		t.Errorf("a network that is not there: status %d, %s", r.status, r.stderr)
+	}
+}
+
+// testSummary holds that what run tells of a command on a daemon's network is
+// that command's, and that its capture is whole.
+func testSummary(t *testing.T, w *world) {
+	t.Helper()
+	summaryPath, pcap := filepath.Join(w.dir, "flows.json"), filepath.Join(w.dir, "x.pcapng")
+	w.run("run", "--network", "web", "--name", "asker", "--json="+summaryPath, "--pcap", pcap, "--", "curl", "-sS", "http://server/")
+	data, err := os.ReadFile(summaryPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s struct {
+		Network string
+		Flows   []control.Flow
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		t.Fatalf("%v in %s", err, data)
+	}
+	peers := 0
+	for _, f := range s.Flows {
+		if !isLink(f.Link, "asker") && !isLink(f.Peer, "asker") {
+			t.Errorf("a flow of another: %+v", f)
+		}
+		if f.Direction == "peer" {
+			peers++
+		}
+	}
+	if s.Network != "web" || peers != 1 {
+		t.Errorf("want one flow to the server in\n%s", data)
+	}
+	out, err := exec.Command("tshark", "-r", pcap, "-Y", "http", "-T", "fields", "-e", "_ws.col.Info").Output()
+	if err != nil || !strings.Contains(string(out), "GET / HTTP/1.1") || !strings.Contains(string(out), "200 OK") {
+		t.Errorf("the capture holds %q, %v", out, err)
 	}
 }
 

@@ -22,8 +22,9 @@ type runNetwork interface {
 	// recording.
 	record(name string, w io.Writer) error
 	stopRecording() error
-	// flows returns the conversations of a sandbox, to be encoded as JSON.
-	flows(ctx context.Context, name string) (any, error)
+	// flows returns the conversations of a sandbox since a time, to be encoded
+	// as JSON.
+	flows(ctx context.Context, name string, since time.Time) (any, error)
 	close() error
 }
 
@@ -67,7 +68,9 @@ func (n *ownNetwork) stopRecording() error {
 	return err
 }
 
-func (n *ownNetwork) flows(context.Context, string) (any, error) { return n.Switch().Flows(), nil }
+func (n *ownNetwork) flows(context.Context, string, time.Time) (any, error) {
+	return n.Switch().Flows(), nil
+}
 
 func (n *ownNetwork) close() error { return n.Close() }
 
@@ -129,18 +132,26 @@ func (n *memberNetwork) stopRecording() error {
 	return n.err
 }
 
-func (n *memberNetwork) flows(ctx context.Context, name string) (any, error) {
+// flows judges by name and time: the daemon knows a link that is gone by its name
+// only, which others may have had before.
+func (n *memberNetwork) flows(ctx context.Context, name string, since time.Time) (any, error) {
 	all, err := n.client.Flows(ctx, control.FlowQuery{Network: n.network})
 	if err != nil {
 		return nil, err
 	}
 	mine := []control.Flow{}
 	for _, f := range all {
-		if key, err := control.ParseLinkKey(f.Link); err == nil && key.Container == name {
+		if !f.Start.Before(since) && (isLink(f.Link, name) || isLink(f.Peer, name)) {
 			mine = append(mine, f)
 		}
 	}
 	return mine, nil
+}
+
+// isLink reports whether a flow's end is the sandbox of that name.
+func isLink(end, name string) bool {
+	key, err := control.ParseLinkKey(end)
+	return end == name || err == nil && key.Container == name
 }
 
 func (n *memberNetwork) close() error { return n.stopRecording() }
@@ -204,7 +215,7 @@ func (r *runner) summarize(p *plan, process *sandbox.Process, status int, w io.W
 	if w == nil {
 		return nil
 	}
-	flows, err := r.network.flows(context.Background(), p.name)
+	flows, err := r.network.flows(context.Background(), p.name, r.started)
 	if err != nil {
 		return fmt.Errorf("list the flows: %w", err)
 	}

@@ -2,8 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"sync"
@@ -31,9 +29,6 @@ const memberOwner = "usernet run"
 func (m *Member) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (Attachment, error) {
 	// An attach may create its network; a sandbox joins one that is there.
 	network, err := m.client.Network(ctx, m.network)
-	if errors.Is(err, &control.Error{Code: control.CodeNotFound}) {
-		return nil, fmt.Errorf("%w; make it with: usernet network create %s", err, m.network)
-	}
 	if err != nil {
 		return nil, err
 	}
