@@ -93,16 +93,23 @@ func newOutsideWorld(t *testing.T, change func(*Config)) *outsideWorld {
 		nstest.Route(t, r.ns, r.dst, r.via)
 	}
 	sysctl(t, host, "net.ipv4.ping_group_range", "0 2147483647")
-	// On a busy machine the kernel takes its time to use new cables for IPv6.
-	for _, v4 := range []bool{true, false} {
-		nstest.WaitFor(t, 10*time.Second, func() bool {
-			_, err := nstest.TryExec(t, host, "ping", "-n", "-c", "1", "-W", "1", serverAddr(v4).String())
-			return err == nil
-		})
-	}
 	w.harness = newHarness(t, change)
 	w.c = w.container("c", 2, DefaultMTU)
+	// The kernel begins to use a new interface for IPv6 on a work queue of its
+	// own, which on a busy machine takes its time.
+	for _, v4 := range []bool{true, false} {
+		waitForPing(t, host, serverAddr(v4))
+		waitForPing(t, w.c.ns, w.s.gateway(v4))
+	}
 	return w
+}
+
+func waitForPing(t *testing.T, from *netns.Handle, to netip.Addr) {
+	t.Helper()
+	nstest.WaitFor(t, 10*time.Second, func() bool {
+		_, err := nstest.TryExec(t, from, "ping", "-n", "-c", "1", "-W", "1", to.String())
+		return err == nil
+	})
 }
 
 // serverAddr is the server as containers address it.
