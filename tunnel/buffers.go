@@ -31,9 +31,15 @@ func pieces(bufs [][]byte) int {
 // plausible reports whether bufs can be one frame to write: in few enough
 // pieces, longer than its header and no longer than a frame can be.
 func plausible(bufs [][]byte) bool {
+	total := length(bufs)
+	return pieces(bufs) > 0 && total > HeaderLen && total <= MaxFrame
+}
+
+// length is the number of bytes in bufs.
+func length(bufs [][]byte) int {
 	total := 0
 	for _, b := range bufs {
 		total += len(b)
 	}
-	return pieces(bufs) > 0 && total > HeaderLen && total <= MaxFrame
+	return total
 }

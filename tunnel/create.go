@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -27,8 +28,8 @@ const DefaultQueueLen = 1000
 // replaces %d by the first free number, in one step.
 const temporaryName = "un%d"
 
-// Options say how a TUN is created. The zero value makes a device with a free
-// temporary name and DefaultMTU.
+// Options say how a TUN or TAP is created. The zero value makes a TUN with a
+// free temporary name and DefaultMTU.
 type Options struct {
 	// Name is the interface's name, at most 15 bytes; one "%d" in it is
 	// replaced by a free number. Empty: a free "un" name.
@@ -38,11 +39,25 @@ type Options struct {
 	// QueueLen is how many frames from the container wait for the reader;
 	// more are lost. 0 means DefaultQueueLen.
 	QueueLen int
+	// TAP makes a layer-2 device, for [OpenTAP]: its interface has a MAC
+	// address and finds its neighbours by ARP and neighbour discovery.
+	TAP bool
+	// MAC is a TAP's address. Empty: a random locally administered one, which
+	// [HardwareAddr] tells.
+	MAC net.HardwareAddr
 }
 
-// Create makes a TUN device in the calling thread's network namespace and
+// kind is what o makes, for errors.
+func (o Options) kind() string {
+	if o.TAP {
+		return "TAP"
+	}
+	return "TUN"
+}
+
+// Create makes a TUN or TAP device in the calling thread's network namespace and
 // returns its only descriptor, non-blocking and close-on-exec, ready for [Open]
-// or to be sent to another process. The caller owns the file; the device lives
+// or [OpenTAP] or to be sent to another process. The caller owns the file; the device lives
 // until its last duplicate is closed. The device is down and has no address.
 //
 // It carries virtio headers with checksum and TCP segmentation offload, and
@@ -55,12 +70,27 @@ func Create(o Options) (*os.File, error) {
 	o.QueueLen = cmp.Or(o.QueueLen, DefaultQueueLen)
 	f, err := create(o)
 	if err != nil {
-		return nil, fmt.Errorf("create TUN %q: %w", o.Name, err)
+		return nil, fmt.Errorf("create %s %q: %w", o.kind(), o.Name, err)
 	}
 	return f, nil
 }
 
+// errTUNHasNoMAC refuses Options.MAC for a layer-3 device.
+var errTUNHasNoMAC = errors.New("a TUN has no MAC address: set Options.TAP, or no Options.MAC")
+
 func create(o Options) (*os.File, error) {
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if o.TAP {
+		flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	}
+	if len(o.MAC) > 0 {
+		if !o.TAP {
+			return nil, errTUNHasNoMAC
+		}
+		if err := checkMAC(o.MAC); err != nil {
+			return nil, err
+		}
+	}
 	ifr, err := unix.NewIfreq(o.Name)
 	if err != nil {
 		return nil, fmt.Errorf("interface name is empty or longer than %d bytes: %w", unix.IFNAMSIZ-1, err)
@@ -70,7 +100,7 @@ func create(o Options) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: cloneDevice, Err: err}
 	}
 	defer unix.Close(fd)
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			err = fmt.Errorf("an interface of this name exists already: %w", err)
@@ -81,7 +111,7 @@ func create(o Options) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := size(kernelName, o.MTU, o.QueueLen); err != nil {
+	if err := adjust(kernelName, o); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -108,18 +138,24 @@ func negotiate(fd int) (*os.File, string, error) {
 	return dev.File(), name, nil
 }
 
-// size sets the MTU and the queue of an interface in the calling thread's
-// namespace.
-func size(name string, mtu, queue int) error {
+// adjust gives an interface in the calling thread's namespace its sizes and its
+// MAC address.
+func adjust(name string, o Options) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("look up interface %s: %w", name, err)
 	}
-	if err := netlink.LinkSetMTU(link, mtu); err != nil {
-		return fmt.Errorf("set MTU %d on %s: %w", mtu, name, err)
+	if err := netlink.LinkSetMTU(link, o.MTU); err != nil {
+		return fmt.Errorf("set MTU %d on %s: %w", o.MTU, name, err)
 	}
-	if err := netlink.LinkSetTxQLen(link, queue); err != nil {
-		return fmt.Errorf("set queue length %d on %s: %w", queue, name, err)
+	if err := netlink.LinkSetTxQLen(link, o.QueueLen); err != nil {
+		return fmt.Errorf("set queue length %d on %s: %w", o.QueueLen, name, err)
+	}
+	if len(o.MAC) == 0 {
+		return nil // the kernel has made one for a TAP
+	}
+	if err := netlink.LinkSetHardwareAddr(link, o.MAC); err != nil {
+		return fmt.Errorf("set MAC address %v on %s: %w", o.MAC, name, err)
 	}
 	return nil
 }

@@ -22,6 +22,13 @@ func TestNetnsTUNIsADevice(t *testing.T) {
 	})
 }
 
+func TestNetnsTAPIsADevice(t *testing.T) {
+	tunneltest.TestDevice(t, func(t *testing.T) (dev, peer tunnel.Device) {
+		ns := nstest.NewNS(t)
+		return nstest.TAP(t, ns, silent), newPacketSocket(t, ns, "eth0")
+	})
+}
+
 func TestWrappedWireguardPairIsADevice(t *testing.T) {
 	for name, batch := range map[string]int{"Single": 1, "Batch": 8} {
 		t.Run(name, func(t *testing.T) {

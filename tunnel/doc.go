@@ -15,9 +15,29 @@
 //
 //   - [Open] reads and writes a TUN descriptor on Go's poller, by readv and
 //     writev into and from the caller's buffers. It holds no buffer of its own.
+//   - [OpenTAP] does the same with a TAP descriptor, see below.
 //   - [Wrap] makes a Device of any wireguard tun.Device; superframes are split
 //     and checksums are completed in software on the way to it.
 //   - tunneltest.Pair joins two in-memory devices for tests.
+//
+// # Ethernet ends at the device
+//
+// A TAP is for containers that need a MAC address. Its Device still speaks in IP
+// frames, so that the switch has one kind of link: the Ethernet header is read
+// into and written from a few bytes of the device's own, between the caller's
+// virtio header, whose offsets move by its 14 bytes, and the caller's packet,
+// which stays where it is.
+//
+// The container is alone on its wire with the gateway. All its neighbours have
+// the gateway's MAC address: the device answers ARP requests and neighbour
+// solicitations itself, for every address but the container's own, also when the
+// container only asks whether an address is free. It keeps no table: an answer
+// depends on the question alone. Frames from a MAC address that is not the
+// interface's, to one that is not the gateway's or a group's, with VLAN tags, or
+// with anything but IP and ARP inside are dropped and counted by reason
+// ([DropCounter]). IP to groups and to all goes up to the switch, and so do the
+// rest of neighbour discovery and group membership, which a switch knows to
+// refuse from a TUN as well.
 //
 // # Where a TUN is made decides how its end is seen
 //
@@ -29,14 +49,15 @@
 // and TestNetnsTunOpenedInsidePinsNamespace hold both statements against the
 // running kernel.
 //
-// A descriptor that came from another process is hostile until [Validate] has
-// named it a TUN with the right flags, and each frame's header is hostile until
-// [Header.Check] has held it against the parsed packet.
+// A descriptor that came from another process is hostile until [Validate] or
+// [ValidateTAP] has named it one of the wanted kind with the right flags, and
+// each frame's header is hostile until [Header.Check] has held it against the
+// parsed packet.
 //
 // # What bounds memory
 //
-// A device made by Open has a few hundred bytes. Wrap owns one read batch
-// (device batch size times 64 KiB of address space, of which only the pages
-// touched count) and a pool of write scratch buffers. Nothing here allocates
-// per frame; tests assert it.
+// A device made by Open or OpenTAP has about 1 KB, and as much for each of its
+// concurrent writers. Wrap owns one read batch (device batch size times 64 KiB
+// of address space, of which only the pages touched count) and a pool of write
+// scratch buffers. Nothing here allocates per frame; tests assert it.
 package tunnel

@@ -1,6 +1,10 @@
 package tunnel
 
-import "errors"
+import (
+	"errors"
+	"net"
+	"net/netip"
+)
 
 // Split is the splitter as one call, for tests in tunnel_test.
 func Split(hdr Header, pkt []byte) ([][]byte, error) {
@@ -20,4 +24,35 @@ func Split(hdr Header, pkt []byte) ([][]byte, error) {
 		all = append(all, b)
 	}
 	return all, nil
+}
+
+// EtherPort is an etherPort for tests in tunnel_test.
+type EtherPort struct {
+	port   etherPort
+	virtio [HeaderLen]byte
+	bufs   [4][]byte
+}
+
+// NewEtherPort makes the switch's end of a container's wire. moved may be nil.
+func NewEtherPort(container, gateway net.HardwareAddr, moved func(net.HardwareAddr) bool, own ...netip.Addr) *EtherPort {
+	p := &EtherPort{port: etherPort{gateway: macOf(gateway), own: own}}
+	p.port.container.Store(uint64(macOf(container)))
+	if moved != nil {
+		p.port.moved = func(m mac) bool { return moved(m.append(nil)) }
+	}
+	return p
+}
+
+// Receive judges one Ethernet frame, which lies in memory as a reader scatters
+// it. It returns how much of the payload is an IP packet, the Ethernet frame
+// that answers, and why the frame was dropped, "none" if it was not.
+func (p *EtherPort) Receive(frame []byte) (length int, answer []byte, drop string) {
+	payload := frame[etherLen:]
+	cut := min(len(payload), 7)
+	p.bufs = [4][]byte{p.virtio[:], payload[:cut], nil, payload[cut:]}
+	n, reason := p.port.receive(frame[:etherLen], p.bufs[:], len(payload))
+	if len(p.port.answer) > 0 {
+		answer = p.port.answer[HeaderLen:]
+	}
+	return n, answer, reason.String()
 }

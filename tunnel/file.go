@@ -11,11 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileDevice is a Device on a TUN descriptor that Go's poller watches.
-type fileDevice struct {
+// descriptor is a TUN or TAP that Go's poller watches.
+type descriptor struct {
 	file *os.File
 	conn syscall.RawConn
 	mtu  int
+}
+
+// fileDevice is a Device on a TUN descriptor.
+type fileDevice struct {
+	descriptor
 
 	// read is the one reader's scratch, see transfer.
 	read transfer
@@ -35,31 +40,40 @@ func Open(f *os.File, mtu int) (Device, error) {
 	if err := Validate(f); err != nil {
 		return nil, err
 	}
+	d, err := openDescriptor(f, mtu)
+	if err != nil {
+		return nil, fmt.Errorf("open TUN %s: %w", f.Name(), err)
+	}
+	return newFileDevice(d), nil
+}
+
+// openDescriptor makes f watched. It owns f on success only.
+func openDescriptor(f *os.File, mtu int) (descriptor, error) {
 	if mtu == 0 {
 		mtu = DefaultMTU
 	}
 	if mtu < 0 || mtu > MaxPacket {
-		return nil, fmt.Errorf("open TUN %s: MTU %d is outside 0..%d", f.Name(), mtu, MaxPacket)
+		return descriptor{}, fmt.Errorf("MTU %d is outside 0..%d", mtu, MaxPacket)
 	}
 	polled, err := pollable(f)
 	if err != nil {
-		return nil, fmt.Errorf("open TUN %s: %w", f.Name(), err)
+		return descriptor{}, err
 	}
 	conn, err := polled.SyscallConn()
 	if err != nil {
 		if polled != f {
 			polled.Close()
 		}
-		return nil, fmt.Errorf("open TUN %s: %w", f.Name(), err)
+		return descriptor{}, err
 	}
 	if polled != f {
 		f.Close()
 	}
-	return newFileDevice(polled, conn, mtu), nil
+	return descriptor{file: polled, conn: conn, mtu: mtu}, nil
 }
 
-func newFileDevice(f *os.File, conn syscall.RawConn, mtu int) *fileDevice {
-	d := &fileDevice{file: f, conn: conn, mtu: mtu}
+func newFileDevice(under descriptor) *fileDevice {
+	d := &fileDevice{descriptor: under}
 	d.read.init(unix.SYS_READV)
 	d.writes.New = func() any {
 		t := new(transfer)
@@ -109,6 +123,11 @@ func (d *fileDevice) ReadFrame(bufs [][]byte) (int, error) {
 		return 0, ErrFrame
 	}
 	t.load(bufs)
+	return d.readv(t)
+}
+
+// readv waits for a frame, reads it into what t is loaded with and unloads t.
+func (d *descriptor) readv(t *transfer) (int, error) {
 	err := d.conn.Read(t.poll)
 	t.unload()
 	if err != nil {
@@ -123,7 +142,7 @@ func (d *fileDevice) ReadFrame(bufs [][]byte) (int, error) {
 // readFault explains why the poller refused to wait: because of Close, or of an
 // error condition on the descriptor. The runtime exports an error for neither,
 // so the kernel is asked which one it is.
-func (d *fileDevice) readFault(err error) error {
+func (d *descriptor) readFault(err error) error {
 	var errno error
 	closed := d.conn.Control(func(fd uintptr) { _, errno = interfaceOf(int(fd)) })
 	switch {
@@ -143,26 +162,31 @@ func (d *fileDevice) WriteFrame(bufs [][]byte) error {
 	}
 	t := d.writes.Get().(*transfer)
 	t.load(bufs)
+	err := d.writev(t)
+	d.writes.Put(t)
+	return err
+}
+
+// writev writes what t is loaded with as one frame and unloads t.
+func (d *descriptor) writev(t *transfer) error {
 	// Control, not Write: Write serialises its callers, and a TUN takes
 	// frames from many threads at once.
 	err := d.conn.Control(t.control)
 	t.unload()
-	errno := t.errno
-	d.writes.Put(t)
 	if err != nil {
 		return os.ErrClosed
 	}
-	if errno != 0 {
-		return deviceError("write", errno)
+	if t.errno != 0 {
+		return deviceError("write", t.errno)
 	}
 	return nil
 }
 
 // MTU implements Device.
-func (d *fileDevice) MTU() int { return d.mtu }
+func (d *descriptor) MTU() int { return d.mtu }
 
 // Close implements Device.
-func (d *fileDevice) Close() error {
+func (d *descriptor) Close() error {
 	if err := d.file.Close(); err != nil {
 		if errors.Is(err, os.ErrClosed) {
 			return os.ErrClosed
@@ -172,8 +196,8 @@ func (d *fileDevice) Close() error {
 	return nil
 }
 
-// deviceError turns an errno of readv or writev on a TUN into what the Device
-// contract says.
+// deviceError turns an errno of readv or writev on a TUN or TAP into what the
+// Device contract says.
 func deviceError(op string, errno syscall.Errno) error {
 	switch errno {
 	case unix.EBADFD:

@@ -1,9 +1,11 @@
 package tunnel_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -15,15 +17,17 @@ import (
 	"github.com/usernet/usernet/tunnel"
 )
 
-// packetSocket is the container's side of a TUN without the container's TCP/IP:
-// a packet socket on the interface, with virtio headers. What it writes the
-// kernel sends out of the interface, to the TUN's reader; what is written to
-// the TUN it reads. It fits tunnel.Device, so the contract suite can use it as
-// the peer of a real TUN.
+// packetSocket is the container's side of a TUN or TAP without the container's
+// TCP/IP: a packet socket on the interface, with virtio headers. What it writes
+// the kernel sends out of the interface, to the device's reader; what is written
+// to the device it reads. It fits tunnel.Device, so the contract suite can use
+// it as the peer of a real one: of a TAP it adds and takes away the Ethernet
+// header.
 type packetSocket struct {
 	file  *os.File
 	conn  syscall.RawConn
 	index int
+	mac   net.HardwareAddr // of the interface; empty: no Ethernet
 }
 
 // newPacketSocket opens one on the interface name of ns.
@@ -35,7 +39,7 @@ func newPacketSocket(t *testing.T, ns *netns.Handle, name string) *packetSocket 
 		if err != nil {
 			return err
 		}
-		p.index = link.Index
+		p.index, p.mac = link.Index, link.HardwareAddr
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			return os.NewSyscallError("socket", err)
@@ -70,8 +74,11 @@ func networkOrder(v uint16) uint16 {
 }
 
 func (p *packetSocket) ReadFrame(bufs [][]byte) (int, error) {
-	b := make([]byte, tunnel.MaxFrame)
+	b := make([]byte, tunnel.MaxFrame+etherLen)
 	n, err := p.file.Read(b)
+	if err == nil && len(p.mac) > 0 {
+		n = p.unframe(b[:n])
+	}
 	total := 0
 	for _, dst := range bufs {
 		total += copy(dst, b[total:n])
@@ -84,8 +91,15 @@ func (p *packetSocket) WriteFrame(bufs [][]byte) error {
 	for _, src := range bufs {
 		b = append(b, src...)
 	}
+	return p.send(p.framed(b))
+}
+
+// send writes what is on the wire, behind a virtio header.
+func (p *packetSocket) send(b []byte) error {
 	to := &unix.SockaddrLinklayer{Ifindex: p.index, Protocol: networkOrder(unix.ETH_P_IP)}
-	if b[tunnel.HeaderLen]>>4 == 6 {
+	if len(p.mac) > 0 {
+		to.Protocol = binary.NativeEndian.Uint16(b[tunnel.HeaderLen+12:])
+	} else if b[tunnel.HeaderLen]>>4 == 6 {
 		to.Protocol = networkOrder(unix.ETH_P_IPV6)
 	}
 	var result error
@@ -93,6 +107,44 @@ func (p *packetSocket) WriteFrame(bufs [][]byte) error {
 		return os.ErrClosed
 	}
 	return os.NewSyscallError("sendto", result)
+}
+
+// etherLen is the length of Ethernet's header. The offsets of a virtio header
+// count from it.
+const etherLen = 14
+
+// framed puts Ethernet's header between a frame's virtio header and its packet.
+func (p *packetSocket) framed(b []byte) []byte {
+	if len(p.mac) == 0 {
+		return b
+	}
+	var hdr tunnel.Header
+	hdr.Decode(b)
+	if hdr.Flags&tunnel.FlagNeedsCsum != 0 {
+		hdr.CsumStart, hdr.HdrLen = hdr.CsumStart+etherLen, hdr.HdrLen+etherLen
+	}
+	hdr.Encode(b)
+	kind := uint16(typeIPv4)
+	if b[tunnel.HeaderLen]>>4 == 6 {
+		kind = typeIPv6
+	}
+	return slices.Insert(b, tunnel.HeaderLen, etherFrom(p.mac, gatewayMAC, kind, nil)...)
+}
+
+// unframe takes Ethernet's header out of b and returns what is left of it. What
+// is not from the gateway to the container becomes no packet at all.
+func (p *packetSocket) unframe(b []byte) int {
+	head := b[tunnel.HeaderLen : tunnel.HeaderLen+etherLen]
+	if !bytes.Equal(head[:6], p.mac) || !bytes.Equal(head[6:12], gatewayMAC) {
+		return 0
+	}
+	var hdr tunnel.Header
+	hdr.Decode(b)
+	if hdr.Flags&tunnel.FlagNeedsCsum != 0 {
+		hdr.CsumStart, hdr.HdrLen = hdr.CsumStart-etherLen, hdr.HdrLen-min(hdr.HdrLen, etherLen)
+	}
+	hdr.Encode(b)
+	return len(slices.Delete(b, tunnel.HeaderLen, tunnel.HeaderLen+etherLen))
 }
 
 func (p *packetSocket) MTU() int { return 1500 }

@@ -15,10 +15,10 @@ type transfer struct {
 	poll    func(fd uintptr) bool
 	control func(fd uintptr)
 
-	trap  uintptr // SYS_READV or SYS_WRITEV
-	iovs  [MaxBuffers]unix.Iovec
-	count int // of iovs in use
-	n     int // bytes moved by the last run
+	trap  uintptr                    // SYS_READV or SYS_WRITEV
+	iovs  [MaxBuffers + 1]unix.Iovec // the caller's, and for Ethernet one in front
+	count int                        // of iovs in use
+	n     int                        // bytes moved by the last run
 	errno syscall.Errno
 }
 

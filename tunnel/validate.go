@@ -16,8 +16,10 @@ const (
 )
 
 // DescriptorError says why a descriptor cannot be a tunnel. It is returned by
-// [Validate] and [Open] and matched by errors.As.
+// [Validate], [ValidateTAP], [Open] and [OpenTAP] and matched by errors.As.
 type DescriptorError struct {
+	// TAP says that a TAP was wanted; false, a TUN.
+	TAP bool
 	// Found says what the descriptor is instead, such as "a socket" or
 	// "a TAP device".
 	Found string
@@ -29,8 +31,12 @@ type DescriptorError struct {
 
 // Error implements error.
 func (e *DescriptorError) Error() string {
+	kind := "TUN"
+	if e.TAP {
+		kind = "TAP"
+	}
 	var b strings.Builder
-	b.WriteString("descriptor is not a usable TUN: it is ")
+	fmt.Fprintf(&b, "descriptor is not a usable %s: it is ", kind)
 	b.WriteString(e.Found)
 	if e.Path != "" {
 		fmt.Fprintf(&b, " (%s)", e.Path)
@@ -38,7 +44,7 @@ func (e *DescriptorError) Error() string {
 	if e.Err != nil {
 		fmt.Fprintf(&b, ": %v", e.Err)
 	}
-	b.WriteString("; want /dev/net/tun attached with IFF_TUN|IFF_NO_PI|IFF_VNET_HDR")
+	fmt.Fprintf(&b, "; want /dev/net/tun attached with IFF_%s|IFF_NO_PI|IFF_VNET_HDR", kind)
 	return b.String()
 }
 
@@ -53,13 +59,25 @@ func (e *DescriptorError) Unwrap() error { return e.Err }
 // A device with packet information headers passes in most cases, because
 // TUNGETIFF uses the bit of IFF_NO_PI to say that no filter is attached
 // (IFF_NOFILTER of linux/if_tun.h). Each of its frames is then malformed.
-func Validate(f *os.File) error {
-	var result error
-	err := control(f, func(fd int) { result = validate(fd) })
-	return errors.Join(err, result)
+func Validate(f *os.File) error { return validateKind(f, false) }
+
+// ValidateTAP is [Validate] for [OpenTAP]: the device is to be a layer-2 one.
+func ValidateTAP(f *os.File) error { return validateKind(f, true) }
+
+func validateKind(f *os.File, tap bool) error {
+	var found *DescriptorError
+	if err := control(f, func(fd int) { found = validate(fd, tap) }); err != nil {
+		return err
+	}
+	if found == nil {
+		return nil
+	}
+	found.TAP = tap
+	return found
 }
 
-func validate(fd int) error {
+// validate returns what fd is instead of a TUN, or of a TAP; nil if it is one.
+func validate(fd int, tap bool) *DescriptorError {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &DescriptorError{Found: "unknown, as fstat fails", Err: err}
@@ -78,33 +96,44 @@ func validate(fd int) error {
 	if err != nil {
 		return &DescriptorError{Found: "without an answer to TUNGETIFF", Err: err}
 	}
-	flags, found := int(ifr.Uint16()), ""
-	switch {
-	case flags&unix.IFF_TAP != 0:
-		found = "a TAP device"
-	case flags&unix.IFF_TUN == 0:
-		found = "neither a TUN nor a TAP device"
-	case flags&unix.IFF_NO_PI == 0:
-		found = "a TUN device with packet information headers"
-	case flags&unix.IFF_VNET_HDR == 0:
-		found = "a TUN device without virtio headers"
-	}
-	if found != "" {
-		return &DescriptorError{Found: fmt.Sprintf("%s (%s, flags %#x)", found, ifr.Name(), flags)}
+	if found := unfit(int(ifr.Uint16()), tap); found != "" {
+		return &DescriptorError{Found: fmt.Sprintf("%s (%s, flags %#x)", found, ifr.Name(), ifr.Uint16())}
 	}
 	return validateHeader(fd)
 }
 
+// unfit names what an interface with these flags is, unless it is the TUN or TAP
+// that is wanted.
+func unfit(flags int, tap bool) string {
+	kind := "TUN"
+	switch {
+	case flags&(unix.IFF_TUN|unix.IFF_TAP) == 0:
+		return "neither a TUN nor a TAP device"
+	case flags&unix.IFF_TAP != 0:
+		kind = "TAP"
+	}
+	switch {
+	case (kind == "TAP") != tap:
+		return "a " + kind + " device"
+	case flags&unix.IFF_NO_PI == 0:
+		return "a " + kind + " device with packet information headers"
+	case flags&unix.IFF_VNET_HDR == 0:
+		return "a " + kind + " device without virtio headers"
+	default:
+		return ""
+	}
+}
+
 // validateHeader refuses a virtio header of another length or byte order, which
 // would shift every packet.
-func validateHeader(fd int) error {
+func validateHeader(fd int) *DescriptorError {
 	size, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ)
 	if err != nil {
 		return &DescriptorError{Found: "without an answer to TUNGETVNETHDRSZ", Err: err}
 	}
 	// The kernel writes an int; IoctlGetInt reads exactly one.
 	if size != HeaderLen {
-		return &DescriptorError{Found: fmt.Sprintf("a TUN device with virtio headers of %d bytes, not %d", size, HeaderLen)}
+		return &DescriptorError{Found: fmt.Sprintf("a device with virtio headers of %d bytes, not %d", size, HeaderLen)}
 	}
 	return nil
 }

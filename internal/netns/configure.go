@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,9 +15,12 @@ import (
 // addresses and routes, and brings it up. On error everything is as it was.
 //
 // IPv6 addresses are usable at once (no duplicate detection) and stay when the
-// interface goes down; router advertisements are not listened to and no
-// link-local address is made, so that an idle interface is silent. That is right
-// for a TUN; IPv6 on a medium with addresses of its own would need the latter.
+// interface goes down; router advertisements are not listened to. No link-local
+// address is made, so that an idle interface is silent.
+//
+// A TAP with IPv6 addresses has a link-local one: the kernel probes neighbours
+// from it. And a TAP says so when it comes up or gets another MAC address, for
+// which the switch at its other end listens.
 //
 // Errors match [ErrInvalid] and *StepError.
 func Configure(cfg Interface) error { return configure(cfg, nil) }
@@ -38,13 +42,18 @@ func (j *job) configure(cfg Interface) error {
 	if err != nil {
 		return err
 	}
-	if err := j.stopLinkLocal(link); err != nil {
-		return err
+	if !isTAP(link) || !cfg.hasIPv6() {
+		if err := j.stopLinkLocal(link); err != nil {
+			return err
+		}
 	}
-	if err := j.setSysctls(cfg); err != nil {
+	if err := j.setSysctls(settings(cfg, isTAP(link))); err != nil {
 		return err
 	}
 	if err := j.setMTU(link, cfg.MTU); err != nil {
+		return err
+	}
+	if err := j.setMAC(link, cfg.MAC); err != nil {
 		return err
 	}
 	for _, a := range cfg.Addrs {
@@ -70,6 +79,21 @@ func (j *job) setMTU(link netlink.Link, mtu int) error {
 	}
 	return j.do(fmt.Sprintf("set MTU %d", mtu), func() (func() error, error) {
 		return func() error { return netlink.LinkSetMTU(link, old) }, netlink.LinkSetMTU(link, mtu)
+	})
+}
+
+// isTAP reports whether an interface is a TUN driver's layer-2 device.
+func isTAP(link netlink.Link) bool {
+	return link.Type() == "tuntap" && link.Attrs().EncapType == "ether"
+}
+
+func (j *job) setMAC(link netlink.Link, mac net.HardwareAddr) error {
+	old := link.Attrs().HardwareAddr
+	if len(mac) == 0 || slices.Equal(mac, old) {
+		return nil
+	}
+	return j.do("set MAC address "+mac.String(), func() (func() error, error) {
+		return func() error { return netlink.LinkSetHardwareAddr(link, old) }, netlink.LinkSetHardwareAddr(link, mac)
 	})
 }
 

@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -23,6 +24,9 @@ type Interface struct {
 	Routes []Route
 	// MTU in bytes; 0 leaves the device's own.
 	MTU int
+	// MAC is the interface's address on its link, which a TUN has not. Empty
+	// leaves the device's own.
+	MAC net.HardwareAddr
 }
 
 // Route is a route through an Interface.
@@ -86,6 +90,9 @@ func (i Interface) Validate() error {
 	}
 	if i.MTU != 0 && (i.MTU < least || i.MTU > maxMTU) {
 		fault("MTU %d: want %d to %d, or 0 for the device's own", i.MTU, least, maxMTU)
+	}
+	if len(i.MAC) > 0 && (len(i.MAC) != 6 || i.MAC[0]&1 != 0 || [6]byte(i.MAC) == [6]byte{}) {
+		fault("MAC address %q: want six bytes that name one interface, not a group", i.MAC)
 	}
 	for _, p := range i.Addrs {
 		a := p.Addr()

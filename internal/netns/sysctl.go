@@ -56,13 +56,26 @@ type setting struct {
 // settings lists the sysctls of an interface. net.ipv6.conf.all is not among
 // them: the kernel judges each interface by its own value, and who has disabled
 // IPv6 on other interfaces may have meant it.
-func settings(cfg Interface) []setting {
+func settings(cfg Interface, tap bool) []setting {
 	dev := "ipv6/conf/" + cfg.Name + "/"
-	quiet := []setting{{dev + "accept_ra", "0", false}}
-	if !cfg.hasIPv6() {
-		return quiet
+	all := []setting{{dev + "accept_ra", "0", false}}
+	if tap {
+		// The kernel announces itself when the interface comes up or gets
+		// another MAC address.
+		all = append(all, setting{"ipv4/conf/" + cfg.Name + "/arp_notify", "1", false})
 	}
-	return append(quiet,
+	if !cfg.hasIPv6() {
+		return all
+	}
+	if tap {
+		all = append(all,
+			setting{dev + "ndisc_notify", "1", false},
+			// Nobody else is on the link: its link-local address need not
+			// wait a second for an objection.
+			setting{dev + "accept_dad", "0", false},
+		)
+	}
+	return append(all,
 		setting{"ipv6/conf/lo/disable_ipv6", "0", false},
 		setting{dev + "disable_ipv6", "0", true},
 		// Without it the kernel forgets IPv6 addresses, and not IPv4 ones,
@@ -92,8 +105,8 @@ func (j *job) stopLinkLocal(link netlink.Link) error {
 	})
 }
 
-func (j *job) setSysctls(cfg Interface) error {
-	for _, s := range settings(cfg) {
+func (j *job) setSysctls(all []setting) error {
+	for _, s := range all {
 		if err := j.setSysctl(s); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ func Verify(cfg Interface) error {
 	}
 	if cfg.MTU != 0 && attrs.MTU != cfg.MTU {
 		fault("MTU is %d, not %d", attrs.MTU, cfg.MTU)
+	}
+	if len(cfg.MAC) > 0 && !slices.Equal(cfg.MAC, attrs.HardwareAddr) {
+		fault("MAC address is %q, not %v", attrs.HardwareAddr, cfg.MAC)
 	}
 	have, err := addresses(link)
 	if err != nil {

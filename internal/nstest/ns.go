@@ -188,7 +188,35 @@ func TUN(t testing.TB, ns *netns.Handle, cfg netns.Interface) tunnel.Device {
 // end.
 func TUNFile(t testing.TB, ns *netns.Handle, cfg netns.Interface) *os.File {
 	t.Helper()
-	f, err := tunnel.Create(tunnel.Options{MTU: cfg.MTU})
+	return file(t, ns, cfg, tunnel.Options{MTU: cfg.MTU})
+}
+
+// TAP is [TUN] with a layer-2 device, of the address cfg.MAC or a random one.
+// The device answers for every address but those of cfg.
+func TAP(t testing.TB, ns *netns.Handle, cfg netns.Interface) tunnel.Device {
+	t.Helper()
+	var own []netip.Addr
+	for _, p := range cfg.Addrs {
+		own = append(own, p.Addr())
+	}
+	dev, err := tunnel.OpenTAP(TAPFile(t, ns, cfg), cfg.MTU, tunnel.TAPConfig{Addrs: own})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dev.Close() })
+	return dev
+}
+
+// TAPFile is TAP for tests that want the descriptor. It is closed at the test's
+// end.
+func TAPFile(t testing.TB, ns *netns.Handle, cfg netns.Interface) *os.File {
+	t.Helper()
+	return file(t, ns, cfg, tunnel.Options{TAP: true, MAC: cfg.MAC, MTU: cfg.MTU})
+}
+
+func file(t testing.TB, ns *netns.Handle, cfg netns.Interface, o tunnel.Options) *os.File {
+	t.Helper()
+	f, err := tunnel.Create(o)
 	if err != nil {
 		t.Fatal(err)
 	}
