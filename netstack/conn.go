@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -125,7 +126,7 @@ func (c *conn) CloseWrite() error {
 
 // Close ends the connection in peace. Calls after the first return net.ErrClosed.
 func (c *conn) Close() error {
-	err := error(net.ErrClosed)
+	err := net.ErrClosed
 	c.end(func() { c.ep.Close(); err = nil })
 	return err
 }
@@ -174,7 +175,8 @@ func (c *conn) setDeadline(d *deadline, t time.Time) error {
 }
 
 func (c *conn) opError(op string, err error) error {
-	if errno, ok := err.(syscall.Errno); ok {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
 		err = os.NewSyscallError(op, errno)
 	}
 	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}

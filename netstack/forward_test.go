@@ -220,7 +220,7 @@ func hostileFrames() []hostileFrame {
 	}
 	icmp := func(typ byte, v4 bool) func(a, victim *end) []byte {
 		return func(a, victim *end) []byte {
-			proto := uint8(packet.ProtoICMPv6)
+			proto := packet.ProtoICMPv6
 			if v4 {
 				proto = packet.ProtoICMP
 			}

@@ -230,7 +230,7 @@ func statFile(path string) (fileID, error) {
 	}
 	id := fileID{size: fi.Size(), mtime: fi.ModTime()}
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		id.dev, id.inode = uint64(st.Dev), st.Ino
+		id.dev, id.inode = st.Dev, st.Ino
 	}
 	return id, nil
 }

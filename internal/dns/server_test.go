@@ -96,7 +96,7 @@ func tcpPair(t *testing.T) (client, server net.Conn) {
 	return client, server
 }
 
-func serveStream(t *testing.T, s *Server, ctx context.Context) (client net.Conn, ended chan error) {
+func serveStream(ctx context.Context, t *testing.T, s *Server) (client net.Conn, ended chan error) {
 	t.Helper()
 	client, server := tcpPair(t)
 	ended = make(chan error, 1)
@@ -122,7 +122,7 @@ func TestStreamAnswersOutOfOrder(t *testing.T) {
 		answerWith(t, 0, []string{"slow.example.org. 60 IN A 192.0.2.1"}, nil)(w, q)
 	})
 	s := newServer(t, Config{Upstream: []netip.AddrPort{u.addr}, Names: links{"web": addrs("10.9.0.3")}})
-	client, ended := serveStream(t, s, context.Background())
+	client, ended := serveStream(context.Background(), t, s)
 	slow := write(t, client, "slow.example.org", mdns.TypeA)
 	fast := write(t, client, "web", mdns.TypeA)
 	co := &mdns.Conn{Conn: client}
@@ -153,7 +153,7 @@ func TestStreamIsNotTruncated(t *testing.T) {
 		_ = w.WriteMsg(m)
 	})
 	s := newServer(t, Config{Upstream: []netip.AddrPort{u.addr}})
-	client, ended := serveStream(t, s, context.Background())
+	client, ended := serveStream(context.Background(), t, s)
 	write(t, client, "big.example.org", mdns.TypeTXT)
 	m, err := (&mdns.Conn{Conn: client}).ReadMsg()
 	if err != nil || m.Truncated || len(m.Answer) != 200 {
@@ -191,7 +191,7 @@ func TestStreamEnds(t *testing.T) {
 			if tt.name == "context ends" {
 				c = ctx
 			}
-			client, ended := serveStream(t, tt.s, c)
+			client, ended := serveStream(c, t, tt.s)
 			if tt.name == "server closes" { // only once it is being served
 				write(t, client, "a", mdns.TypeA)
 				if _, err := (&mdns.Conn{Conn: client}).ReadMsg(); err != nil {
@@ -217,7 +217,7 @@ func TestStreamEnds(t *testing.T) {
 // A client that pipelines without reading is slowed down, not buffered for.
 func TestStreamHoldsBackAFlood(t *testing.T) {
 	s := newServer(t, Config{Internal: true, Rate: -1, IdleTimeout: 300 * time.Millisecond, Names: links{"web": addrs("10.9.0.3")}})
-	client, ended := serveStream(t, s, context.Background())
+	client, ended := serveStream(context.Background(), t, s)
 	q, _ := new(mdns.Msg).SetQuestion("web.", mdns.TypeA).Pack()
 	framed := append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...)
 	flood := bytes.Repeat(framed, 1000)
@@ -234,18 +234,18 @@ func TestStreamHoldsBackAFlood(t *testing.T) {
 
 func TestStreamsPerClient(t *testing.T) {
 	s := newServer(t, Config{Internal: true, Streams: 1})
-	first, firstEnded := serveStream(t, s, context.Background())
+	first, firstEnded := serveStream(context.Background(), t, s)
 	write(t, first, "a", mdns.TypeA)
 	if _, err := (&mdns.Conn{Conn: first}).ReadMsg(); err != nil {
 		t.Fatal(err)
 	}
-	_, ended := serveStream(t, s, context.Background())
+	_, ended := serveStream(context.Background(), t, s)
 	if err := <-ended; err == nil || s.Stats().StreamsLimited != 1 {
 		t.Errorf("second connection: %v, %+v", err, s.Stats())
 	}
 	_ = first.Close()
 	<-firstEnded
-	third, ended := serveStream(t, s, context.Background())
+	third, ended := serveStream(context.Background(), t, s)
 	write(t, third, "a", mdns.TypeA)
 	if _, err := (&mdns.Conn{Conn: third}).ReadMsg(); err != nil {
 		t.Errorf("after the first closed: %v", err)

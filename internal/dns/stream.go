@@ -86,7 +86,7 @@ func (st *stream) readLoop(ctx context.Context) error {
 // readQuery returns nil without an error when the client is done.
 func (st *stream) readQuery() ([]byte, error) {
 	if err := st.conn.SetReadDeadline(time.Now().Add(st.s.cfg.IdleTimeout)); err != nil {
-		return nil, nil // closed under us by ctx or Close
+		return nil, nil //nolint:nilerr // closed under us by ctx or Close
 	}
 	var length [2]byte
 	if _, err := io.ReadFull(st.conn, length[:]); err != nil {

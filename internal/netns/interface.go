@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -117,7 +118,9 @@ func validName(name string) bool {
 	if name == "" || name == "." || name == ".." || len(name) >= unix.IFNAMSIZ {
 		return false
 	}
-	return !strings.ContainsAny(name, "/:% \t\n\v\f\r\xa0")
+	return !slices.ContainsFunc([]byte(name), func(c byte) bool {
+		return strings.IndexByte("/:% \t\n\v\f\r\xa0", c) >= 0
+	})
 }
 
 func (i Interface) hasIPv6() bool {

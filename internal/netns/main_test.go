@@ -16,12 +16,12 @@ import (
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
-	firstThread = doFromFirstThread()
+	errFirstThread = doFromFirstThread()
 	nstest.Main(m, func() error { return goleak.Find() })
 }
 
-// firstThread is what doFromFirstThread returned.
-var firstThread error
+// errFirstThread is what doFromFirstThread returned.
+var errFirstThread error
 
 // doFromFirstThread calls Do in such a way that the runtime runs Do's goroutine
 // on the process's first thread: there is one processor, and the caller, which
@@ -54,7 +54,7 @@ func doFromFirstThread() error {
 // first thread, so a namespace that it entered would never die.
 func TestNetnsDoLeavesTheFirstThreadAlone(t *testing.T) {
 	nstest.Require(t)
-	if firstThread != nil {
-		t.Error(firstThread)
+	if errFirstThread != nil {
+		t.Error(errFirstThread)
 	}
 }

@@ -17,9 +17,9 @@ import (
 // childVar marks the process that runs in the namespaces of its own.
 const childVar = "USERNET_NSTEST_CHILD"
 
-// noChild is why the test binary could not run itself again as root of a user
+// errNoChild is why the test binary could not run itself again as root of a user
 // namespace; set by Main before any test runs.
-var noChild error
+var errNoChild error
 
 // Main runs a package's tests with the rights that TestNetns tests need, as far
 // as they can be had, and exits. It is called from TestMain. When the tests have
@@ -33,7 +33,7 @@ func Main(m *testing.M, checks ...func() error) {
 	}
 	cmd, err := startChild()
 	if err != nil {
-		noChild = err
+		errNoChild = err
 		os.Exit(run(m, checks))
 	}
 	os.Exit(exitCode(cmd.Wait()))
@@ -106,7 +106,7 @@ func exitCode(err error) int {
 var missing = sync.OnceValue(func() error {
 	h, err := netns.New()
 	if err != nil {
-		return errors.Join(err, noChild)
+		return errors.Join(err, errNoChild)
 	}
 	defer h.Close()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
