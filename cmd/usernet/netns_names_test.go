@@ -52,3 +52,21 @@ ls -lAR . > before; mount --bind etc /etc; "$@"; umount /etc; ls -lAR . > after;
 		}
 	}
 }
+
+// TestNetnsRunHidesTheMachinesResolvers holds that the C library cannot ask a
+// resolver of the machine's through the file system, past the sandbox's own.
+func TestNetnsRunHidesTheMachinesResolvers(t *testing.T) {
+	need(t, "socat")
+	w := newWorld(t)
+	inner := w.command("run", "--", "socat", "-u", "UNIX:/run/nscd/socket", "-")
+	const script = `mount -t tmpfs tmpfs /run && mkdir /run/nscd
+socat UNIX-LISTEN:/run/nscd/socket,fork SYSTEM:'echo leaked' & trap "kill $!" EXIT
+until socat -u UNIX:/run/nscd/socket - 2>/dev/null; do :; done
+"$@"; echo status $?`
+	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, "sh"}, inner.Args...)...)
+	cmd.Env = inner.Env
+	r := w.do(cmd)
+	if r.stdout != "leaked\nstatus 1\n" || !strings.Contains(r.stderr, "refused") {
+		t.Errorf("outside and inside: %q, %q; want an answer outside and a refusal inside", r.stdout, r.stderr)
+	}
+}
