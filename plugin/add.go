@@ -17,6 +17,7 @@ import (
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/tunnel"
+	"github.com/usernet/usernet/internal/undo"
 )
 
 // undoPatience bounds each step back, which runs on after the request for the
@@ -26,7 +27,7 @@ const undoPatience = 10 * time.Second
 // adding is an ADD on its way; each step fills in what the next ones need.
 type adding struct {
 	*invocation
-	undo undoList
+	undo undo.List
 
 	mac    string
 	prev   *types100.Result
@@ -47,7 +48,7 @@ type adding struct {
 func (i *invocation) add(ctx context.Context) error {
 	a := &adding{invocation: i}
 	defer a.close()
-	defer a.undo.run() // nothing after keep
+	defer a.undo.Run() // nothing after Keep
 	steps := []struct {
 		name string
 		run  func(context.Context) error
@@ -74,7 +75,7 @@ func (i *invocation) add(ctx context.Context) error {
 			return err
 		}
 	}
-	a.undo.keep()
+	a.undo.Keep()
 	return nil
 }
 
@@ -191,7 +192,7 @@ func (a *adding) runIPAM(ctx context.Context) error {
 		return err
 	}
 	// On failure too: SPEC.md section 4 has the plugin's DEL clean up after it.
-	a.undo.add(func() {
+	a.undo.Add(func() {
 		ctx, cancel := undoContext(ctx)
 		defer cancel()
 		if err := d.run(ctx, cmdDel); err != nil {
@@ -237,7 +238,7 @@ func (a *adding) createDevice(context.Context) error {
 	if a.tun, err = tunnel.Create(tunnel.Options{MTU: a.conf.MTU}); err != nil {
 		return fail(ErrDevice, "%v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN", err)
 	}
-	a.undo.add(a.deleteDevice)
+	a.undo.Add(a.deleteDevice)
 	if a.device, err = tunnel.Name(a.tun); err != nil {
 		return fail(ErrDevice, "name of the new TUN: %v", err)
 	}
@@ -333,7 +334,7 @@ func (a *adding) attach(ctx context.Context) error {
 	if err != nil {
 		return err // says what was to be attached
 	}
-	a.undo.add(func() {
+	a.undo.Add(func() {
 		// Closing the connection would do it too, a moment later: too late for a
 		// runtime that tries again at once.
 		ctx, cancel := undoContext(ctx)
@@ -376,7 +377,7 @@ func (a *adding) moveIn(ctx context.Context) error {
 	if err := netns.MoveIn(a.target, a.device, a.iface); err != nil {
 		return fmt.Errorf("move the TUN into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
 	}
-	a.undo.add(func() {
+	a.undo.Add(func() {
 		if err := a.target.Do(func() error { return netns.DeleteLink(a.params.IfName) }); err != nil {
 			fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete %s: %v\n", a.params.IfName, err)
 		}

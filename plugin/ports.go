@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/portowner"
 )
 
 // families says which address families a container has.
@@ -120,9 +121,12 @@ func (m *portMapping) refused(at netip.AddrPort, err error) error {
 	const key = "runtimeConfig.portMappings"
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		owner := portOwner(m.Protocol, at)
-		if owner == "" {
-			owner = "by a process that cannot be seen from here"
+		owner := "by a process that cannot be seen from here"
+		switch holder, ok := portowner.Of(m.Protocol, at); {
+		case ok && holder.PID == os.Getpid():
+			owner = "by another entry of the same portMappings"
+		case ok:
+			owner = "by " + holder.String()
 		}
 		return fail(ErrPortInUse, "%s %s: host port %s/%s is in use %s; stop that or choose another host port",
 			key, compact(m), at, m.Protocol, owner)

@@ -6,10 +6,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+
 )
 
 func TestHostIPs(t *testing.T) {
@@ -117,38 +117,4 @@ func openFiles(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(entries)
-}
-
-func TestParseProcAddr(t *testing.T) {
-	for text, want := range map[string]string{
-		"0100007F:1F90":                         "127.0.0.1:8080",
-		"00000000:0035":                         "0.0.0.0:53",
-		"00000000000000000000000001000000:0016": "[::1]:22",
-	} {
-		got, ok := parseProcAddr(text)
-		if !ok || got.String() != want {
-			t.Errorf("%s: got %v, %v, want %s", text, got, ok, want)
-		}
-	}
-	for _, text := range []string{"", "0100007F", "0100007:0050", "XX00007F:0050", "0100007F:XXXX", strings.Repeat("0", 16) + ":0050"} {
-		if got, ok := parseProcAddr(text); ok {
-			t.Errorf("%q: got %v", text, got)
-		}
-	}
-}
-
-func TestUndoList(t *testing.T) {
-	var u undoList
-	var order []int
-	for n := range 3 {
-		u.add(func() { order = append(order, n) })
-	}
-	u.run()
-	u.run() // empty by now
-	if fmt.Sprint(order) != "[2 1 0]" {
-		t.Errorf("ran %v", order)
-	}
-	u.add(func() { t.Error("a kept step was taken back") })
-	u.keep()
-	u.run()
 }
