@@ -16,8 +16,8 @@ import (
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
-	"github.com/usernet/usernet/tunnel"
 	"github.com/usernet/usernet/internal/undo"
+	"github.com/usernet/usernet/tunnel"
 )
 
 // undoPatience bounds each step back, which runs on after the request for the

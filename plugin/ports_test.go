@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
-
 )
 
 func TestHostIPs(t *testing.T) {
