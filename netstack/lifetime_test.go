@@ -40,7 +40,36 @@ func TestDetachResetsFlows(t *testing.T) {
 	})
 }
 
-// The same while a transfer is at full speed: no pump may be left writing from
+// A reset from the container frees the pump that waits for a host that does not
+// read.
+func TestResetFreesBlockedPump(t *testing.T) {
+	families(t, func(t *testing.T, outside netip.Addr) {
+		w := newWorld(t, nil)
+		c, host := w.connect(outside)
+		blocked := make(chan error, 1)
+		go func() {
+			_, err := c.Write(make([]byte, 64<<20))
+			blocked <- err
+		}()
+		var last uint64
+		still := 0
+		eventually(t, func() bool { // until nothing moves any more
+			now := w.link.Stats().FromContainer.Bytes
+			if still++; now != last || now < 1<<20 {
+				last, still = now, 0
+			}
+			return still > 100
+		})
+		c.Reset()
+		if f := w.ended(1)[0]; f.Reason != "reset by container" {
+			t.Errorf("flow ended by %q", f.Reason)
+		}
+		<-blocked
+		host.Close()
+	})
+}
+
+// A link that goes while transfers are at full speed: no pump may be left writing from
 // memory that the stack has given away.
 func TestDetachUnderLoad(t *testing.T) {
 	w := newWorld(t, nil)
@@ -192,7 +221,11 @@ func TestPortIsUsedAgain(t *testing.T) {
 		var c *lab.Conn
 		eventually(t, func() (done bool) { // the container has to let go of its port as well
 			var err error
+			start := time.Now()
 			c, err = w.c.DialContext(t.Context(), from, to)
+			if took := time.Since(start); took > 900*time.Millisecond {
+				t.Errorf("dial %d took %v: its first SYN was not answered", i, took)
+			}
 			return err == nil || !strings.Contains(err.Error(), "port is in use")
 		})
 		if c == nil {

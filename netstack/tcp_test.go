@@ -170,6 +170,9 @@ func (w *world) ended(n int) []netstack.Flow {
 		all = append([]netstack.Flow(nil), w.flows...)
 		return len(all) >= n
 	})
+	if len(all) < n {
+		w.t.FailNow()
+	}
 	return all
 }
 
