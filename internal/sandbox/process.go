@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/usernet/usernet/internal/undo"
 )
 
 // Exit statuses of programs that run a command in a sandbox, as env(1), nohup(1)
