@@ -64,6 +64,9 @@ func (j *job) configure(cfg Interface) error {
 	if err := j.bringUp(link); err != nil {
 		return err
 	}
+	if err := awaitIPv6(link, cfg.Addrs); err != nil {
+		return err
+	}
 	for _, r := range cfg.Routes {
 		if err := j.addRoute(link, r); err != nil {
 			return err
