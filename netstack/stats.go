@@ -19,13 +19,32 @@ type Stats struct {
 	FromContainer Traffic           `json:"fromContainer"`
 	ToContainer   Traffic           `json:"toContainer"`
 	Drops         map[string]uint64 `json:"drops"` // by reason; absent means none
+	DNS           DNSStats          `json:"dns"`
+}
+
+// DNSStats counts what the network's resolver was asked and what became of it.
+type DNSStats struct {
+	Queries   uint64 `json:"queries"`   // all that arrived
+	Local     uint64 `json:"local"`     // answered with the network's own names
+	Cached    uint64 `json:"cached"`    // answered from the cache
+	Forwarded uint64 `json:"forwarded"` // exchanges begun with the host's resolvers
+	Refused   uint64 `json:"refused"`   // names of others on an internal network, or types never served
+	Failed    uint64 `json:"failed"`    // no resolver gave an answer
+}
+
+func (r *resolver) stats() DNSStats {
+	st := r.server.Stats()
+	return DNSStats{
+		Queries: st.Queries, Local: st.Local, Cached: st.CacheHits,
+		Forwarded: st.Forwarded, Refused: st.Refused, Failed: st.Failed,
+	}
 }
 
 // Stats returns the switch's counters.
 func (s *Switch) Stats() Stats {
 	st := Stats{
 		Network: s.cfg.Name, Flows: s.flows.liveCount(),
-		Publications: len(s.Publications()), Drops: map[string]uint64{},
+		Publications: len(s.Publications()), Drops: map[string]uint64{}, DNS: s.resolver.stats(),
 	}
 	links := s.Links()
 	st.Links = len(links)

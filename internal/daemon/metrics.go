@@ -32,6 +32,7 @@ var (
 	descBytes        = desc("forward_bytes_total", "Bytes of the IP packets moved.", "network", "direction")
 	descDrops        = desc("drop_packets_total", "Packets that went no further, by the one reason.", "network", "reason")
 	descLimits       = desc("limit_drops_total", "Packets and flows refused because a link was over a limit; part of drop_packets_total.", "network", "resource")
+	descDNS          = desc("dns_queries_total", "DNS queries of containers by what became of them; forwarded counts exchanges with the host's resolvers.", "network", "outcome")
 	descAddresses    = desc("ipam_addresses", "Addresses of a network's ranges by state.", "network", "state")
 	descFiles        = desc("open_fds", "Descriptors in use.")
 	descFileLimit    = desc("max_fds", "Descriptors that may be in use.")
@@ -57,7 +58,7 @@ func (m *metrics) handler() http.Handler {
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descNetworks, descLinks, descPublications, descFlows, descPackets, descBytes, descDrops,
-		descLimits, descAddresses, descFiles, descFileLimit,
+		descLimits, descDNS, descAddresses, descFiles, descFileLimit,
 	} {
 		ch <- d
 	}
@@ -104,6 +105,12 @@ func (m *metrics) collectSwitch(ch chan<- prometheus.Metric, n *network) {
 	}
 	for reason, resource := range limitReasons {
 		counter(descLimits, st.Drops[reason], resource)
+	}
+	for outcome, n := range map[string]uint64{
+		"local": st.DNS.Local, "cached": st.DNS.Cached, "forwarded": st.DNS.Forwarded,
+		"refused": st.DNS.Refused, "failed": st.DNS.Failed,
+	} {
+		counter(descDNS, n, outcome)
 	}
 }
 
