@@ -21,18 +21,18 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 		l.reject(f, packet.ErrTimeExceeded)
 		return
 	}
-	if f.pkt.Proto == packet.ProtoTCP && f.pkt.TCPFlags&(packet.FlagSYN|packet.FlagACK) != packet.FlagSYN && !f.pkt.Fragment {
+	if f.pkt.Fragment {
+		// Sockets take whole datagrams, and only the first fragment has the
+		// ports that policy asks for.
+		if f = s.udp.reassemble(l, f); f == nil {
+			return
+		}
+	}
+	if f.pkt.Proto == packet.ProtoTCP && f.pkt.TCPFlags&(packet.FlagSYN|packet.FlagACK) != packet.FlagSYN {
 		// Policy was asked when the flow began, be it here or at a publication;
 		// what belongs to no flow is reset by the stack.
 		s.tcp.fromContainer(l, f, policy.Verdict{})
 		return
-	}
-	if f.pkt.Fragment && f.pkt.Proto != packet.ProtoTCP {
-		// Sockets take whole datagrams, and only the first fragment has the
-		// ports that policy asks for. The stack does the same for TCP.
-		if f = s.udp.reassemble(l, f); f == nil {
-			return
-		}
 	}
 	if f.pkt.Proto == packet.ProtoUDP && s.udp.established(l, f) {
 		return
@@ -119,7 +119,7 @@ func (s *Switch) refuse(l *Link, f *frame, v policy.Verdict) {
 		l.reject(f, packet.ErrHostUnreachable)
 	case f.pkt.Proto == packet.ProtoTCP:
 		if l.icmpErrors.Allow() {
-			if rst := packet.AppendTCPReset(nil, f.bytes(nil)); len(rst) > 0 {
+			if rst := packet.AppendTCPReset(nil, f.bufs[0]); len(rst) > 0 {
 				l.sendPacket(rst)
 			}
 		}

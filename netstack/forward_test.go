@@ -282,6 +282,75 @@ func hostileFrames() []hostileFrame {
 	}
 }
 
+// TestClosedGatewayPortResets also proves that policy judges TCP fragments as
+// the segment that they make.
+func TestClosedGatewayPortResets(t *testing.T) {
+	families(t, func(t *testing.T, v4 bool) {
+		h := newHarness(t, nil)
+		a := h.attach("a", 2, nil)
+		_, syn := tcpSuperframe(ap(a.addr(v4), 1000), ap(h.s.gateway(v4), 81), make([]byte, 1300), 0)
+		var hdr packet.Header
+		if fault := hdr.Parse(syn, len(syn)); fault != packet.FaultNone {
+			t.Fatal(fault)
+		}
+		syn[hdr.L4+13] = packet.FlagSYN
+		for _, mtu := range []int{1500, 1280} {
+			sendFragments(t, a, syn, mtu)
+			_, got := a.receive()
+			if rst := parse(t, got); rst.Proto != packet.ProtoTCP || rst.TCPFlags&packet.FlagRST == 0 || rst.DstPort != 1000 {
+				t.Errorf("answer %+v, want a reset", rst)
+			}
+		}
+		a.wantDrops(map[string]uint64{"policy_no_service": 2})
+	})
+}
+
+// TestStrayFragmentedSegmentIsReset: the stack gets segments whole, and resets
+// what belongs to no connection.
+func TestStrayFragmentedSegmentIsReset(t *testing.T) {
+	families(t, func(t *testing.T, v4 bool) {
+		h := newHarness(t, nil)
+		a := h.attach("a", 2, nil)
+		_, seg := tcpSuperframe(ap(a.addr(v4), 1000), ap(outside(v4), 80), make([]byte, 1300), 0)
+		var hdr packet.Header
+		if fault := hdr.Parse(seg, len(seg)); fault != packet.FaultNone {
+			t.Fatal(fault)
+		}
+		seg[hdr.L4+16], seg[hdr.L4+17] = 0, 0
+		sum := packet.PseudoHeaderSum(packet.ProtoTCP, a.addr(v4), outside(v4), len(seg)-hdr.L4)
+		binary.BigEndian.PutUint16(seg[hdr.L4+16:], ^packet.Checksum(seg[hdr.L4:], sum))
+		sendFragments(t, a, seg, 1280)
+		_, got := a.receive()
+		if rst := parse(t, got); rst.Proto != packet.ProtoTCP || rst.TCPFlags&packet.FlagRST == 0 {
+			t.Errorf("answer %+v, want a reset", rst)
+		}
+		a.wantDrops(map[string]uint64{})
+
+		seg[len(seg)-1] ^= 1 // what nobody vouches for is checked
+		sendFragments(t, a, seg, 1280)
+		a.wantDrops(map[string]uint64{"checksum": 1})
+		a.quiet()
+	})
+}
+
+// sendFragments sends a packet in pieces of at most mtu bytes.
+func sendFragments(t *testing.T, from *end, pkt []byte, mtu int) {
+	t.Helper()
+	if len(pkt) <= mtu {
+		from.send(pkt)
+		return
+	}
+	if pkt[0]>>4 == 4 {
+		pkt[6] &^= 0x40 // DF
+		pkt[10], pkt[11] = 0, 0
+		binary.BigEndian.PutUint16(pkt[10:], ^packet.Checksum(pkt[:20], 0))
+	}
+	n := 0
+	if err := packet.Fragments(pkt, mtu, 99, func(frag []byte) error { n++; from.send(bytes.Clone(frag)); return nil }); err != nil || n < 2 {
+		t.Fatalf("%d fragments, %v", n, err)
+	}
+}
+
 func TestFamilyWithoutGatewayIsOff(t *testing.T) {
 	h := newHarness(t, func(c *Config) { c.Gateways = c.Gateways[:1] })
 	a := h.attach("a", 2, nil)

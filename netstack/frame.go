@@ -86,8 +86,12 @@ func (f *frame) decode(n int) DropReason {
 }
 
 // takeBuffer surrenders the views that hold the IP packet. The frame's slices
-// stay readable until the buffer's owner releases it.
+// stay readable until the buffer's owner releases it. A packet that was put
+// together from fragments lies in no views and is copied.
 func (f *frame) takeBuffer() buffer.Buffer {
+	if f.raw == nil {
+		return buffer.MakeWithData(f.bytes(nil))
+	}
 	var b buffer.Buffer
 	rest := f.length
 	for i := 0; rest > 0; i++ {

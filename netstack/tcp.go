@@ -78,10 +78,6 @@ func newTCPNAT(s *Switch) (*tcpNAT, error) {
 // fromContainer takes a TCP segment of a container. v is policy's verdict of a
 // SYN; of other segments policy was asked before.
 func (t *tcpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
-	if f.pkt.Fragment {
-		l.drop(DropReassembly)
-		return
-	}
 	if !f.checksumKnown() && !packet.ValidL4Checksum(&f.pkt, f.bufs) {
 		l.drop(DropChecksum)
 		return
