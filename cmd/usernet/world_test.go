@@ -206,6 +206,28 @@ func awaitAfter(t *testing.T, lines <-chan string, want string) (line string, se
 	}
 }
 
+// askOverUDP sends a datagram from the outside and returns the answer.
+func (w *world) askOverUDP(address string) string {
+	w.t.Helper()
+	c, err := nstest.Dial(w.t, w.outside, "udp", address)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	buf := make([]byte, 512)
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("hi\n")); err != nil {
+		w.t.Fatal(err)
+	}
+	n, err := c.Read(buf)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(buf[:n])
+}
+
 // alive reports whether a process runs; a zombie does not.
 func alive(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

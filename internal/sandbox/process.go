@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
 )
 
 // Exit statuses of programs that run a command in a sandbox, as env(1), nohup(1)
