@@ -3,6 +3,7 @@ package tunnel_test
 import (
 	"testing"
 
+	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
 	"github.com/usernet/usernet/tunnel"
 	"github.com/usernet/usernet/tunnel/tunneltest"
@@ -13,15 +14,21 @@ var largest = tunneltest.FrameSpec{
 	TCP: true, TCPFlags: ack, SegmentSize: 1448, Payload: tunneltest.Payload(65_160, 0),
 }.Frame()
 
-// BenchmarkNetnsTUNWrite writes frames to a container whose kernel discards
-// them: the system call and the kernel's copy.
-func BenchmarkNetnsTUNWrite(b *testing.B) {
+// BenchmarkNetnsWrite writes frames to a container whose kernel discards them:
+// the system call and the kernel's copy.
+func BenchmarkNetnsWrite(b *testing.B) {
+	for kind, open := range devices {
+		b.Run(kind, func(b *testing.B) { benchmarkWrite(b, open) })
+	}
+}
+
+func benchmarkWrite(b *testing.B, open func(testing.TB, *netns.Handle, netns.Interface) tunnel.Device) {
 	for name, frame := range map[string][]byte{
 		"Superframe": largest,
 		"Small":      tunneltest.FrameSpec{Payload: tunneltest.Payload(100, 0)}.Frame(),
 	} {
 		b.Run(name, func(b *testing.B) {
-			dev := nstest.TUN(b, nstest.NewNS(b), silent)
+			dev := open(b, nstest.NewNS(b), silent)
 			bufs := [][]byte{frame[:128], frame[128:]}
 			b.SetBytes(int64(len(frame)))
 			b.ReportAllocs()
