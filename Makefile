@@ -63,12 +63,13 @@ fuzz-smoke: ## Each fuzz target for FUZZTIME (5s)
 
 .PHONY: build
 build: ## Static binaries into bin/
+	@rm -rf bin
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/...
 
 .PHONY: install
 install: build ## The binaries into PREFIX/bin (/usr/local/bin)
 	@install -d '$(DESTDIR)$(PREFIX)/bin'
-	@install -m 0755 bin/usernet bin/usernet-cni '$(DESTDIR)$(PREFIX)/bin/'
+	@install -m 0755 bin/* '$(DESTDIR)$(PREFIX)/bin/'
 
 .PHONY: tools
 tools: $(GOLANGCI) $(CNITOOL) ## Install what the tests need: Debian packages (as root) and Go tools

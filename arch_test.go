@@ -38,9 +38,11 @@ var imports = map[string]struct{ allowed, reason string }{
 	"internal/daemon":     {"internal/control internal/netns internal/portowner internal/undo ipam netstack tunnel", "binds state, leases, switches and the API; netns for the host's addresses"},
 	"internal/sandbox":    {"internal/control internal/netns internal/portowner internal/undo ipam netstack tunnel", "a command with a switch in its own process, or with a daemon's"},
 	"plugin":              {"internal/control internal/netns internal/portowner internal/undo tunnel", "a thin client: without netstack it starts fast and holds no packet code"},
+	"conform":             {"internal/netns internal/undo", "judges any CNI plugin from outside, ours too: it knows no plugin's code"},
 	"":                    {"internal/sandbox netstack", "the easy API is a front of the sandbox and of the switch"},
 	"cmd/usernet":         {". internal/control internal/daemon internal/netns internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
 	"cmd/usernet-cni":     {"plugin", "the executable that runtimes start for every container and every VERSION"},
+	"cmd/cni-conform":     {"conform", "flags and exit codes over the suite"},
 	"bench":               {". internal/control internal/netns internal/nstest ipam netstack tunnel", "measures what users get, through what users use"},
 	"internal/nstest":     {"internal/netns tunnel", "namespaces and devices for tests"},
 	"internal/lab":        {"internal/packet netstack tunnel tunnel/tunneltest", "a container in process, for tests"},
@@ -59,7 +61,7 @@ var libraries = map[string]struct {
 }{
 	"gvisor.dev/gvisor":              {true, "netstack internal/lab", "one package to change when the stack changes"},
 	"github.com/containernetworking": {true, "plugin", "CNI is a dialect of one door"},
-	"github.com/vishvananda":         {false, "internal/netns internal/nstest plugin tunnel", "interfaces belong to the privileged steps, never to the daemon or the switch"},
+	"github.com/vishvananda":         {false, "conform internal/netns internal/nstest plugin tunnel", "interfaces belong to the privileged steps, never to the daemon or the switch"},
 	"golang.zx2c4.com/wireguard":     {false, "tunnel tunnel/tunneltest", "creation of TUNs, and foreign devices"},
 	"go.etcd.io/bbolt":               {false, "ipam internal/daemon", "the two that keep state"},
 	"github.com/miekg/dns":           {false, "internal/dns", "one parser for hostile messages"},
@@ -252,9 +254,9 @@ func TestSizes(t *testing.T) {
 				if !ok {
 					continue
 				}
-				n, limit := s.fset.Position(f.End()).Line-s.fset.Position(f.Pos()).Line+1, maxFunc
+				n, limit := s.fset.Position(f.End()).Line-s.fset.Position(f.Pos()).Line+1-rows(s.fset, f), maxFunc
 				if strings.HasSuffix(s.path, "_test.go") {
-					n, limit = n-rows(s.fset, f), maxTest
+					limit = maxTest
 				}
 				if n > limit {
 					t.Errorf("%s: %s has %d lines, more than %d: name its parts", s.path, f.Name.Name, n, limit)
@@ -264,8 +266,8 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// rows counts the lines of a function's tables: literals of five elements or
-// more. A table is read row by row, however long it is.
+// rows counts the lines of a function's tables: slices and maps of five
+// elements or more. A table is read row by row, however long it is.
 func rows(fset *token.FileSet, f *ast.FuncDecl) int {
 	lines := 0
 	ast.Inspect(f, func(n ast.Node) bool {
@@ -273,8 +275,12 @@ func rows(fset *token.FileSet, f *ast.FuncDecl) int {
 		if !ok || len(c.Elts) < 5 {
 			return true
 		}
-		lines += fset.Position(c.End()).Line - fset.Position(c.Pos()).Line
-		return false
+		switch c.Type.(type) {
+		case *ast.ArrayType, *ast.MapType:
+			lines += fset.Position(c.End()).Line - fset.Position(c.Pos()).Line
+			return false
+		}
+		return true
 	})
 	return lines
 }
