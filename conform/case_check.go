@@ -137,7 +137,7 @@ func (a *attachment) onLink(fn func(netlink.Link, netip.Prefix) error) error {
 		return err
 	}
 	if len(addrs) == 0 {
-		return &notSupported{"the network gives no addresses"}
+		return &notSupported{why: "the network gives no addresses"}
 	}
 	return a.c.ns.Do(func() error {
 		link, err := netlink.LinkByName(a.ifName)
@@ -181,7 +181,7 @@ func dropRoute(_ *trial, a *attachment) error {
 		return err
 	}
 	if len(res.routes()) == 0 {
-		return &notSupported{"the network gives no routes"}
+		return &notSupported{why: "the network gives no routes"}
 	}
 	dst, err := netip.ParsePrefix(res.routes()[0].Dst)
 	if err != nil {
@@ -203,7 +203,7 @@ func checkForeign(t *trial) error {
 	}
 	ips, _ := prev["ips"].([]any)
 	if len(ips) == 0 {
-		return &notSupported{"the network gives no addresses"}
+		return &notSupported{why: "the network gives no addresses"}
 	}
 	first, _ := ips[0].(map[string]any)
 	text, _ := first["address"].(string)

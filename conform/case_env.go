@@ -93,14 +93,9 @@ func verbOf(verb string) string {
 // about an attachment, which they must not touch either.
 func (e badEnv) tried(verb string, judge func(*Call) error) func(t *trial) error {
 	return func(t *trial) error {
-		a, err := t.fresh()
+		a, err := t.aside(verb == "DEL" || verb == "CHECK")
 		if err != nil {
 			return err
-		}
-		if verb == "DEL" || verb == "CHECK" {
-			if _, err := t.add(a); err != nil {
-				return err
-			}
 		}
 		r := t.request(verb, a).setenv(e.variable, e.value)
 		if e.value == "" {
@@ -114,6 +109,14 @@ func (e badEnv) tried(verb string, judge func(*Call) error) func(t *trial) error
 		}
 		return t.alive(a)
 	}
+}
+
+// aside returns the bystander, or else an attachment that is not yet added.
+func (t *trial) aside(added bool) (*attachment, error) {
+	if added {
+		return t.bystander()
+	}
+	return t.fresh()
 }
 
 func noCommand(t *trial) error {

@@ -55,7 +55,7 @@ func versionCases() []definition {
 				_, err := t.probe(t.input(), nil)
 				return err
 			}},
-		{name: "VERSION/echoes", level: Must, section: section,
+		{name: "VERSION/echoes", level: Must, section: "§5 VERSION Success (since 1.0.0)", since: "1.0.0",
 			summary: "the cniVersion that VERSION prints is the one that it was given",
 			run: func(t *trial) error {
 				reply, err := t.probe(t.input(), nil)

@@ -67,6 +67,7 @@ func Run(ctx context.Context, conf Config) (*Report, error) {
 
 // run asks for the versions and runs the cases.
 func (w *world) run(report *Report) error {
+	defer w.dismiss()
 	report.Supported, report.Versions = w.versions()
 	for _, d := range definitions() {
 		versions := d.versions(report.Versions)
@@ -139,15 +140,18 @@ func (w *world) try(d *definition, r *Result) {
 	t := &trial{world: w, version: r.Version}
 	err := d.run(t)
 	t.undo.Run()
+	if err != nil {
+		w.dismiss() // who knows what the case did to it
+	}
 	r.Took = time.Since(begin)
 	if err == nil {
 		r.Verdict = Passed
 		return
 	}
 	r.Verdict, r.Message, r.Calls = Failed, err.Error(), t.calls
-	var skip *notSupported
+	_, skip := errors.AsType[*notSupported](err)
 	switch {
-	case errors.As(err, &skip):
+	case skip:
 		r.Verdict, r.Calls = NotSupported, nil
 	case w.ctx.Err() != nil && errors.Is(err, w.ctx.Err()):
 		r.Verdict, r.Calls = NotRun, nil

@@ -23,9 +23,13 @@ type trial struct {
 }
 
 // notSupported says that a case cannot be tried on this plugin; it is no fault.
-type notSupported struct{ why string }
+type notSupported struct {
+	why string
+	err error // that shows it; nil: none
+}
 
 func (e *notSupported) Error() string { return e.why }
+func (e *notSupported) Unwrap() error { return e.err }
 
 // attachment is what the specification identifies by container ID and interface
 // name, with the network it is of.
@@ -71,6 +75,31 @@ func (t *trial) attached() (*attachment, error) {
 	}
 	_, err = t.add(a)
 	return a, err
+}
+
+// bystander returns an attachment that the case may look at and must not touch.
+// It stays for the next case, unless this one fails.
+func (t *trial) bystander() (*attachment, error) {
+	if s := t.stander; s != nil && s.t.version == t.version {
+		return s.a, nil
+	}
+	t.dismiss()
+	s := &bystander{t: &trial{world: t.world, version: t.version}}
+	var err error
+	if s.a, err = s.t.attached(); err != nil {
+		s.t.undo.Run()
+		return nil, err
+	}
+	t.stander = s
+	return s.a, nil
+}
+
+// dismiss takes the bystander away.
+func (w *world) dismiss() {
+	if w.stander != nil {
+		w.stander.t.undo.Run()
+		w.stander = nil
+	}
 }
 
 // request is an invocation that is being put together. Cases change its parts.
@@ -150,7 +179,8 @@ func (r *request) start() (*process, error) {
 
 // finish notes what the invocation's end says of the attachment.
 func (r *request) finish(c *Call) {
-	if r.a != nil && c.Status == 0 && c.verb() == "DEL" && r.stdin == nil && r.env["CNI_IFNAME"] == r.a.ifName {
+	if r.a != nil && c.Status == 0 && c.verb() == "DEL" && r.stdin == nil &&
+		r.env["CNI_IFNAME"] == r.a.ifName && r.env["CNI_CONTAINERID"] == r.a.c.id {
 		r.a.dirty = false
 	}
 }
@@ -354,7 +384,7 @@ func (t *trial) attachedOther() (*attachment, error) {
 		if len(t.conf.Other) > 0 {
 			return nil, err
 		}
-		return nil, &notSupported{"a second network of the same configuration is refused; give one with --other: " + err.Error()}
+		return nil, &notSupported{why: "a second network of the same configuration is refused; give one with --other", err: err}
 	}
 	return a, nil
 }

@@ -30,7 +30,15 @@ type world struct {
 	random   dice
 	warm     map[string]bool // by version; see trial.warm
 	made     int             // containers, for their names
+	stander  *bystander
 	undo     undo.List
+}
+
+// bystander is an attachment that several cases have in view, one after the
+// other, because none of them may touch it.
+type bystander struct {
+	t *trial
+	a *attachment
 }
 
 // newWorld makes the host namespace, with nothing in it but its loopback.
@@ -47,7 +55,7 @@ func newWorld(ctx context.Context, conf Config) (*world, error) {
 		return nil, fmt.Errorf("host namespace: %w; the suite needs root, or a user namespace of its own", err)
 	}
 	done.Add(func() { w.host.Close() })
-	if err := w.host.Do(netns.LoopbackUp); err != nil {
+	if err := w.host.Do(prepare); err != nil {
 		return nil, fmt.Errorf("host namespace: %w", err)
 	}
 	w.hostPath = filepath.Join(w.dir, "host")
@@ -100,6 +108,18 @@ func (w *world) hook(ctx context.Context, name, command string) error {
 	return nil
 }
 
+// prepare readies a new namespace. Its interfaces look for no duplicates of their
+// IPv6 addresses (RFC 4862 section 5.4): there are none, and each look takes a
+// second or two, for which many plugins wait.
+func prepare() error {
+	for _, key := range []string{"ipv6/conf/default/accept_dad", "ipv6/conf/all/accept_dad"} {
+		if err := netns.SetSysctl(key, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return netns.LoopbackUp()
+}
+
 // container is a network namespace with a path, as a runtime would make it.
 type container struct {
 	ns   *netns.Handle
@@ -118,7 +138,7 @@ func (w *world) container(done *undo.List) (*container, error) {
 	c := &container{ns: ns, id: fmt.Sprintf("conform-%d-%d", os.Getpid(), w.made)}
 	c.file = filepath.Join(w.dir, c.id)
 	c.path = c.file
-	if err := errors.Join(ns.Do(netns.LoopbackUp), mount(ns, c.file)); err != nil {
+	if err := errors.Join(ns.Do(prepare), mount(ns, c.file)); err != nil {
 		ns.Close()
 		return nil, fmt.Errorf("make container %s: %w", c.id, err)
 	}
