@@ -262,6 +262,33 @@ func TestReceiveFollowsAMove(t *testing.T) {
 	}
 }
 
+// TestVirtioOffsetsCountFromEthernet: all but what the flags make meaningless.
+func TestVirtioOffsetsCountFromEthernet(t *testing.T) {
+	for name, test := range map[string]struct{ ip, wire tunnel.Header }{
+		"plain": {},
+		"checksum": {
+			tunnel.Header{Flags: tunnel.FlagNeedsCsum, CsumStart: 40, CsumOffset: 16},
+			tunnel.Header{Flags: tunnel.FlagNeedsCsum, CsumStart: 54, CsumOffset: 16}},
+		"superframe": {
+			tunnel.Header{Flags: tunnel.FlagNeedsCsum, GSOType: tunnel.GSOTCPv4, HdrLen: 40, GSOSize: 1448, CsumStart: 20, CsumOffset: 16},
+			tunnel.Header{Flags: tunnel.FlagNeedsCsum, GSOType: tunnel.GSOTCPv4, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
+		"valid": {
+			tunnel.Header{Flags: tunnel.FlagDataValid}, tunnel.Header{Flags: tunnel.FlagDataValid}},
+		"last": {
+			tunnel.Header{Flags: tunnel.FlagNeedsCsum, CsumStart: 65521}, tunnel.Header{Flags: tunnel.FlagNeedsCsum, CsumStart: 65535}},
+	} {
+		wire, back, ok := tunnel.EtherHeader(test.ip)
+		if wire != test.wire || back != test.ip || !ok {
+			t.Errorf("%s: %+v becomes %+v and again %+v (%v), want %+v", name, test.ip, wire, back, ok, test.wire)
+		}
+	}
+	for _, h := range []tunnel.Header{{HdrLen: 65522}, {CsumStart: 65522}} {
+		if _, _, ok := tunnel.EtherHeader(h); ok {
+			t.Errorf("%+v fits before an Ethernet frame", h)
+		}
+	}
+}
+
 func TestReceiveDoesNotAllocate(t *testing.T) {
 	probe := solicitation{src: "::", dst: solicited, target: "fd88::1234:5678"}.packet()
 	p := newPort()

@@ -56,3 +56,12 @@ func (p *EtherPort) Receive(frame []byte) (length int, answer []byte, drop strin
 	}
 	return n, answer, reason.String()
 }
+
+// EtherHeader gives a virtio header as it stands before an Ethernet frame, and
+// as it comes back from there; ok is false when it does not fit.
+func EtherHeader(h Header) (wire, back Header, ok bool) {
+	var t etherTransfer
+	ok = t.seal(h, 0, 0, etherIPv4)
+	wire.Decode(t.front[:])
+	return wire, t.virtioHeader(), ok
+}

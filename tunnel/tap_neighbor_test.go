@@ -205,33 +205,43 @@ func address(t *testing.T, ns *netns.Handle, addr string) string {
 }
 
 // TestNetnsTAPFollowsTheInterfacesMAC: a container that only listens is found
-// again, because its kernel announces the change.
+// again, because its kernel announces the change, be it of one address family
+// alone.
 func TestNetnsTAPFollowsTheInterfacesMAC(t *testing.T) {
-	ns := nstest.NewNS(t)
-	g := newGateway(t, nstest.TAP(t, ns, tapContainer()))
-	both := map[string]string{"10.88.0.5": "10.88.0.9", "fd88::5": "fd88::9"}
-	for _, mac := range []string{containerMAC.String(), strangerMAC.String(), "02:00:00:00:00:99"} {
-		nstest.Exec(t, ns, "ip", "link", "set", "eth0", "address", mac)
-		for own, other := range both {
-			g.reach(t, other, own)
-			if !pings(t, ns, other) {
-				t.Errorf("%s hears no answer with MAC address %s", own, mac)
+	for name, family := range map[string]struct {
+		prefix, other string
+	}{
+		"IPv4": {"10.88.0.5/24", "10.88.0.9"},
+		"IPv6": {"fd88::5/64", "fd88::9"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := nstest.NewNS(t)
+			own := netip.MustParsePrefix(family.prefix)
+			g := newGateway(t, nstest.TAP(t, ns, netns.Interface{Name: "eth0", MTU: 1500, MAC: containerMAC, Addrs: []netip.Prefix{own}}))
+			set := func(args ...string) {
+				nstest.Exec(t, ns, append([]string{"ip", "link", "set", "eth0"}, args...)...)
 			}
-		}
+			g.reach(t, family.other, own.Addr().String())
+			for _, mac := range []string{strangerMAC.String(), "02:00:00:00:00:99"} {
+				set("address", mac)
+				g.reach(t, family.other, own.Addr().String())
+				if !pings(t, ns, family.other) {
+					t.Errorf("%v hears no answer with MAC address %s", own, mac)
+				}
+			}
+			// As the tuning plugin does it.
+			set("down")
+			set("address", containerMAC.String())
+			set("up")
+			g.reach(t, family.other, own.Addr().String())
+			if n := g.drops()["ether_source"]; n > 0 {
+				t.Errorf("%d frames dropped as from a stranger", n)
+			}
+			// But not to the gateway's own.
+			set("address", gatewayMAC.String())
+			nstest.WaitFor(t, 10*time.Second, func() bool { return g.drops()["ether_source"] > 0 })
+		})
 	}
-	// As the tuning plugin does it.
-	nstest.Exec(t, ns, "ip", "link", "set", "eth0", "down")
-	nstest.Exec(t, ns, "ip", "link", "set", "eth0", "address", containerMAC.String())
-	nstest.Exec(t, ns, "ip", "link", "set", "eth0", "up")
-	for own, other := range both {
-		g.reach(t, other, own)
-	}
-	if n := g.drops()["ether_source"]; n > 0 {
-		t.Errorf("%d frames dropped as from a stranger", n)
-	}
-	// But not to the gateway's own.
-	nstest.Exec(t, ns, "ip", "link", "set", "eth0", "address", gatewayMAC.String())
-	nstest.WaitFor(t, 10*time.Second, func() bool { return g.drops()["ether_source"] > 0 })
 }
 
 func TestNetnsTAPPinnedMACIsNotFollowed(t *testing.T) {

@@ -219,6 +219,15 @@ func TestNetnsTAPHardwareAddrFollowsTheInterface(t *testing.T) {
 	if mac, err := tunnel.HardwareAddr(f); err != nil || mac.String() != containerMAC.String() {
 		t.Errorf("HardwareAddr = %v, %v, want %v", mac, err, containerMAC)
 	}
+	// Without any privilege over it.
+	nstest.In(t, made, func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		if err := unix.Capset(&header, &make([]unix.CapUserData, 2)[0]); err != nil {
+			return os.NewSyscallError("capset", err)
+		}
+		_, err := tunnel.HardwareAddr(f)
+		return err
+	})
 	nstest.In(t, moved, func() error { return netns.DeleteLink("eth0") })
 	if _, err := tunnel.HardwareAddr(f); !errors.Is(err, tunnel.ErrGone) {
 		t.Errorf("HardwareAddr of a deleted interface = %v, want ErrGone", err)
