@@ -43,8 +43,6 @@ var imports = map[string]struct{ allowed, reason string }{
 	"cmd/usernet":         {". internal/control internal/daemon internal/netns internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
 	"cmd/usernet-cni":     {"plugin", "the executable that runtimes start for every container and every VERSION"},
 	"cmd/cni-conform":     {"conform", "flags and exit codes over the suite"},
-	"conform":             {"internal/netns internal/undo", "judges any plugin from outside, so it shares no code with ours but namespaces"},
-	"cmd/cni-conform":     {"conform", "flags, signals and namespaces around the suite"},
 	"bench":               {". internal/control internal/netns internal/nstest ipam netstack tunnel", "measures what users get, through what users use"},
 	"internal/nstest":     {"internal/netns tunnel", "namespaces and devices for tests"},
 	"internal/lab":        {"internal/packet netstack tunnel tunnel/tunneltest", "a container in process, for tests"},
