@@ -105,6 +105,11 @@ func (p *etherPort) validSolicitation(from mac, b []byte) bool {
 	if netip.AddrFrom16(target).IsMulticast() || h.Src.IsMulticast() || h.Src.IsLoopback() {
 		return false
 	}
+	// Such addresses are for sockets (RFC 4291 §2.5.5.2), and an answer built
+	// from them would be an IPv4 packet.
+	if netip.AddrFrom16(target).Is4In6() || h.Src.Is4In6() {
+		return false
+	}
 	source := false
 	for o := b[ipv6Len+solicitationLen:]; len(o) > 0; {
 		if len(o) < 8 || o[1] == 0 || len(o) < int(o[1])*8 {
