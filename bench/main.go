@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -37,6 +38,7 @@ func benchmark(ctx context.Context, args []string) error {
 	rounds := flags.Int("rounds", 3, "interleaved rounds; the median is reported")
 	duration := flags.Duration("time", 3*time.Second, "of each load, after one second of warm-up")
 	only := flags.String("run", ".", "run only the scenarios that match this expression")
+	through := flags.String("backend", ".", "run only the backends that match this expression")
 	bin := flags.String("bin", "bin", "directory with usernet and usernet-cni")
 	out := flags.String("o", "", "write the result as JSON to this file")
 	if err := flags.Parse(args); err != nil {
@@ -46,12 +48,18 @@ func benchmark(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("-run: %w", err)
 	}
+	backendExpr, err := regexp.Compile(*through)
+	if err != nil {
+		return fmt.Errorf("-backend: %w", err)
+	}
 	abs, err := filepath.Abs(*bin)
 	if err != nil {
 		return err
 	}
 	b := &Bench{duration: *duration, rounds: *rounds, only: expr, report: newReport(*rounds, *duration)}
-	err = b.run(ctx, []Backend{&usernet{bin: abs}, &slirp{}, &bridge{}})
+	all := []Backend{&usernet{bin: abs}, &slirp{}, &bridge{}}
+	chosen := slices.DeleteFunc(all, func(x Backend) bool { return !backendExpr.MatchString(x.Name()) })
+	err = b.run(ctx, chosen)
 	b.report.finish(err == nil)
 	if *out != "" {
 		err = errors.Join(err, b.write(*out))
