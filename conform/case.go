@@ -145,8 +145,8 @@ func compareVersions(a, b string) int {
 	return slices.Compare(x[:], y[:])
 }
 
-// atLeast reports whether version v is min or newer.
-func atLeast(v, min string) bool { return compareVersions(v, min) >= 0 }
+// atLeast reports whether version v is the other one or newer.
+func atLeast(v, other string) bool { return compareVersions(v, other) >= 0 }
 
 // known returns those versions of a list that the suite knows, oldest first.
 func known(versions []string) []string {

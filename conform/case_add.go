@@ -44,7 +44,7 @@ func addCases() []definition {
 			summary: "a container can be added to a network again with another interface name",
 			run: func(t *trial) error {
 				first, second, err := t.pairInOne()
-				if skip, ok := errors.AsType[*notSupported](err); ok {
+				if skip, ok := errors.AsType[*unsupportedError](err); ok {
 					return skip.err // here that is the case
 				}
 				if err != nil {
@@ -112,7 +112,7 @@ func (t *trial) pairInOne() (first, second *attachment, err error) {
 	}
 	second = t.in(first.c, "net1")
 	if _, err = t.add(second); err != nil {
-		return nil, nil, &notSupported{why: "a container cannot have two interfaces in one network", err: err}
+		return nil, nil, &unsupportedError{why: "a container cannot have two interfaces in one network", err: err}
 	}
 	return first, second, nil
 }

@@ -110,13 +110,15 @@ func broken(how func(t *trial, a *attachment) error) func(t *trial) error {
 func tooEarly(verb string, codes ...uint) func(t *trial) error {
 	return func(t *trial) error {
 		var a *attachment
+		more := object{}
 		if verb == "CHECK" {
 			var err error
 			if a, err = t.attached(); err != nil {
 				return err
 			}
+			more["prevResult"] = a.prev // so that it is not this which is missed
 		}
-		return t.request(verb, a).expect(func(c *Call) error {
+		return t.request(verb, a).set(more).expect(func(c *Call) error {
 			if len(codes) == 0 {
 				return c.refused()
 			}
@@ -137,7 +139,7 @@ func (a *attachment) onLink(fn func(netlink.Link, netip.Prefix) error) error {
 		return err
 	}
 	if len(addrs) == 0 {
-		return &notSupported{why: "the network gives no addresses"}
+		return &unsupportedError{why: "the network gives no addresses"}
 	}
 	return a.c.ns.Do(func() error {
 		link, err := netlink.LinkByName(a.ifName)
@@ -181,14 +183,15 @@ func dropRoute(_ *trial, a *attachment) error {
 		return err
 	}
 	if len(res.routes()) == 0 {
-		return &notSupported{why: "the network gives no routes"}
+		return &unsupportedError{why: "the network gives no routes"}
 	}
 	dst, err := netip.ParsePrefix(res.routes()[0].Dst)
 	if err != nil {
 		return err
 	}
 	return a.onLink(func(l netlink.Link, _ netip.Prefix) error {
-		return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(dst)})
+		// SCOPE_NOWHERE is any scope, to the kernel.
+		return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(dst), Scope: netlink.SCOPE_NOWHERE})
 	})
 }
 
@@ -203,7 +206,7 @@ func checkForeign(t *trial) error {
 	}
 	ips, _ := prev["ips"].([]any)
 	if len(ips) == 0 {
-		return &notSupported{why: "the network gives no addresses"}
+		return &unsupportedError{why: "the network gives no addresses"}
 	}
 	first, _ := ips[0].(map[string]any)
 	text, _ := first["address"].(string)

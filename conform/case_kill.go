@@ -51,7 +51,7 @@ func (t *trial) timed() (add, del time.Duration, err error) {
 // rounds runs fn as often as plugins are to be killed.
 func (t *trial) rounds(fn func() error) error {
 	if t.conf.Kills < 0 {
-		return &notSupported{why: "killing is turned off"}
+		return &unsupportedError{why: "killing is turned off"}
 	}
 	for n := range t.conf.Kills {
 		if err := fn(); err != nil {

@@ -149,7 +149,7 @@ func (w *world) try(d *definition, r *Result) {
 		return
 	}
 	r.Verdict, r.Message, r.Calls = Failed, err.Error(), t.calls
-	_, skip := errors.AsType[*notSupported](err)
+	_, skip := errors.AsType[*unsupportedError](err)
 	switch {
 	case skip:
 		r.Verdict, r.Calls = NotSupported, nil

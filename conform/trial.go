@@ -22,14 +22,14 @@ type trial struct {
 	undo    undo.List
 }
 
-// notSupported says that a case cannot be tried on this plugin; it is no fault.
-type notSupported struct {
+// unsupportedError says that a case cannot be tried on this plugin; it is no fault.
+type unsupportedError struct {
 	why string
 	err error // that shows it; nil: none
 }
 
-func (e *notSupported) Error() string { return e.why }
-func (e *notSupported) Unwrap() error { return e.err }
+func (e *unsupportedError) Error() string { return e.why }
+func (e *unsupportedError) Unwrap() error { return e.err }
 
 // attachment is what the specification identifies by container ID and interface
 // name, with the network it is of.
@@ -384,7 +384,7 @@ func (t *trial) attachedOther() (*attachment, error) {
 		if len(t.conf.Other) > 0 {
 			return nil, err
 		}
-		return nil, &notSupported{why: "a second network of the same configuration is refused; give one with --other", err: err}
+		return nil, &unsupportedError{why: "a second network of the same configuration is refused; give one with --other", err: err}
 	}
 	return a, nil
 }

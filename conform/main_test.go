@@ -1,0 +1,19 @@
+package conform
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/usernet/usernet/internal/nstest"
+)
+
+// TestMain is the sample plugin when it is started under that name.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == sampleName {
+		os.Exit(samplePlugin())
+	}
+	nstest.Main(m, func() error { return goleak.Find() })
+}
