@@ -121,7 +121,8 @@ func (r *Report) WriteJUnit(w io.Writer) error {
 	return err
 }
 
-// plain leaves out what XML cannot hold; plugins print what they like.
+// plain leaves out what XML cannot hold and terminals would act on; plugins print
+// what they like.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' && r != '\n' && r != '\t' || r == 0xFFFE || r == 0xFFFF {

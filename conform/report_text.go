@@ -3,6 +3,7 @@ package conform
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -66,38 +67,27 @@ func (t *textReport) table() {
 	}
 	t.b.WriteByte('\n')
 	for i := 0; i < len(t.Results); {
-		name := t.Results[i].Name
+		first := &t.Results[i]
 		row := make(map[string]Verdict)
-		none := false
-		level := t.Results[i].Level
-		for ; i < len(t.Results) && t.Results[i].Name == name; i++ {
+		for ; i < len(t.Results) && t.Results[i].Name == first.Name; i++ {
 			row[t.Results[i].Version] = t.Results[i].Verdict
-			none = t.Results[i].Verdict == NotSupported && row[t.Results[i].Version] != ""
 		}
-		fmt.Fprintf(&t.b, "%-*s  %-6s", width, name, level)
-		t.cells(row, none)
+		fmt.Fprintf(&t.b, "%-*s  %-6s%s\n", width, first.Name, first.Level, t.cells(row, first))
 	}
 	t.b.WriteByte('\n')
 }
 
-// cells prints the verdicts of a row. A case of a version that is not tested
+// cells returns the verdicts of a row. That of a version that is not tested
 // stands in the first column.
-func (t *textReport) cells(row map[string]Verdict, none bool) {
+func (t *textReport) cells(row map[string]Verdict, first *Result) string {
+	if !slices.Contains(t.Versions, first.Version) {
+		return "  " + t.mark(first.Verdict)
+	}
 	var line strings.Builder
-	shown := 0
 	for _, v := range t.Versions {
-		verdict, there := row[v]
-		if there {
-			shown++
-		}
-		line.WriteString("  " + t.mark(verdict))
+		line.WriteString("  " + t.mark(row[v]))
 	}
-	if shown == 0 && none {
-		line.Reset()
-		line.WriteString("  " + t.mark(NotSupported))
-	}
-	t.b.WriteString(strings.TrimRight(line.String(), " "))
-	t.b.WriteByte('\n')
+	return strings.TrimRight(line.String(), " ")
 }
 
 // mark is a verdict's five columns.
@@ -113,9 +103,9 @@ func (t *textReport) mark(v Verdict) string {
 func (t *textReport) failures() {
 	for _, r := range t.Failures() {
 		fmt.Fprintf(&t.b, "%s  %s\n    %s\n    %s\n", t.paint("FAIL", colours[Failed]), r.ID(), r.about(),
-			strings.ReplaceAll(r.Message, "\n", "\n    "))
-		if t.Calls {
-			fmt.Fprintf(&t.b, "    %s\n", strings.ReplaceAll(strings.TrimSpace(transcript(r.Calls)), "\n", "\n    "))
+			indent(plain(r.Message)))
+		if t.Calls && len(r.Calls) > 0 {
+			fmt.Fprintf(&t.b, "    %s\n", indent(plain(transcript(r.Calls))))
 		}
 		t.b.WriteByte('\n')
 	}
