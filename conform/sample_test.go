@@ -38,18 +38,17 @@ type sample struct {
 }
 
 type sampleConf struct {
-	CNIVersion string          `json:"cniVersion"`
-	Name       string          `json:"name"`
-	DNS        struct{}        `json:"dns"`
-	Runtime    map[string]any  `json:"runtimeConfig"`
-	Prev       *addResult      `json:"prevResult"`
-	PrevRaw    object          `json:"-"`
-	Valid      *[]sampleKey    `json:"cni.dev/valid-attachments"`
-	Legacy     *[]sampleKey    `json:"cni.dev/attachments"`
-	State      string          `json:"state"`
-	Faults     []string        `json:"faults"`
-	Type       string          `json:"type"`
-	Raw        json.RawMessage `json:"-"`
+	CNIVersion string         `json:"cniVersion"`
+	Name       string         `json:"name"`
+	DNS        struct{}       `json:"dns"`
+	Runtime    map[string]any `json:"runtimeConfig"`
+	Prev       *addResult     `json:"prevResult"`
+	PrevRaw    object         `json:"-"`
+	Valid      *[]sampleKey   `json:"cni.dev/valid-attachments"`
+	Legacy     *[]sampleKey   `json:"cni.dev/attachments"`
+	State      string         `json:"state"`
+	Faults     []string       `json:"faults"`
+	Type       string         `json:"type"`
 }
 
 type sampleKey struct {
@@ -194,7 +193,6 @@ func (s *sample) environment() error {
 // decode judges the configuration.
 func (s *sample) decode(stdin string) error {
 	faults := s.conf.Faults
-	s.conf.Raw = json.RawMessage(stdin)
 	var err error
 	if s.fault("takes-first-value") {
 		err = json.NewDecoder(strings.NewReader(stdin)).Decode(&s.conf)

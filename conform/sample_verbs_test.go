@@ -76,8 +76,11 @@ func (s *sample) unplug(path, file, ifName string, leased bool) error {
 	defer ns.Close()
 	return ns.Do(func() error {
 		link, err := netlink.LinkByName(ifName)
-		if err != nil {
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
+		}
+		if err != nil {
+			return err
 		}
 		if link.Attrs().Alias == file || leased && link.Attrs().Alias == "" || s.fault("del-by-name") {
 			return netlink.LinkDel(link)
