@@ -56,8 +56,9 @@ type tapDevice struct {
 	// moves limits how often the kernel is asked for the container's address,
 	// which takes the lock over all interfaces of the machine.
 	moves *rate.Limiter
-	// read is the one reader's scratch, see etherTransfer.
-	read etherTransfer
+	// read and answer are the one reader's scratch, see etherTransfer.
+	read   etherTransfer
+	answer transfer
 	// writes holds idle *etherTransfer, one per concurrent writer.
 	writes sync.Pool
 }
@@ -91,6 +92,7 @@ func OpenTAP(f *os.File, mtu int, cfg TAPConfig) (Device, error) {
 		return nil, fmt.Errorf("open TAP %s: %w", f.Name(), err)
 	}
 	d.read.init(unix.SYS_READV)
+	d.answer.init(unix.SYS_WRITEV)
 	d.writes.New = func() any {
 		t := new(etherTransfer)
 		t.init(unix.SYS_WRITEV)
@@ -185,11 +187,8 @@ func (d *tapDevice) ReadFrame(bufs [][]byte) (int, error) {
 // sendAnswer writes what the container asked for. A lost answer is asked for
 // again.
 func (d *tapDevice) sendAnswer() {
-	t := d.writes.Get().(*etherTransfer)
-	t.transfer.load([][]byte{d.port.answer})
-	err := d.writev(&t.transfer)
-	d.writes.Put(t)
-	if err != nil {
+	d.answer.load([][]byte{d.port.answer})
+	if err := d.writev(&d.answer); err != nil {
 		d.drops[dropAnswer].Add(1)
 	}
 }
