@@ -57,7 +57,7 @@
 // # What bounds memory
 //
 // A device made by Open has about 1 KB, one made by OpenTAP two, and each of its
-// concurrent writers one more. Wrap owns one read batch (device batch size times 64 KiB
-// of address space, of which only the pages touched count) and a pool of write
-// scratch buffers. Nothing here allocates per frame; tests assert it.
+// concurrent writers one more. Wrap owns one read batch (device batch size times
+// 64 KiB of address space, of which only the pages touched count) and a pool of
+// write scratch buffers. Nothing here allocates per frame; tests assert it.
 package tunnel
