@@ -152,10 +152,10 @@ func (r *runner) run(ctx context.Context, plan *plan, argv []string) (status int
 		return startStatus(err), startError(err)
 	}
 	r.tell(plan, process)
-	forward := make(chan struct{})
-	go signals.forwardTo(cmd.Process, forward)
+	over := make(chan struct{})
+	go signals.forwardTo(cmd.Process, over)
 	waitErr := process.Wait()
-	close(forward)
+	close(over)
 	status, ok := exitCodeOf(waitErr)
 	if !ok && waitErr != nil {
 		return sandbox.ExitFailure, waitErr

@@ -19,7 +19,12 @@ var forwarded = []os.Signal{
 }
 
 // signalCatcher passes signals of this process on to the command.
-type signalCatcher struct{ caught chan os.Signal }
+type signalCatcher struct {
+	caught chan os.Signal
+	// early came while the command was being set up. If it runs nevertheless,
+	// they are its own.
+	early []os.Signal
+}
 
 // catchSignals begins to collect signals, so that none is lost before the
 // command runs. Signals that this process was started to ignore, as by nohup,
@@ -60,6 +65,7 @@ func (s *signalCatcher) awaitCancel(cancel context.CancelCauseFunc, over <-chan 
 	for {
 		select {
 		case sig := <-s.caught:
+			s.early = append(s.early, sig)
 			if sig != syscall.SIGWINCH && sig != syscall.SIGCONT {
 				cancel(errInterrupted)
 			}
@@ -69,18 +75,25 @@ func (s *signalCatcher) awaitCancel(cancel context.CancelCauseFunc, over <-chan 
 	}
 }
 
-// forwardTo sends what is caught to the command until over is closed. The
-// runner starts it and closes over.
+// forwardTo sends what was and is caught to the command until over is closed.
+// The runner starts it and closes over.
 func (s *signalCatcher) forwardTo(process *os.Process, over <-chan struct{}) {
+	for _, sig := range s.early {
+		forward(process, sig)
+	}
 	for {
 		select {
 		case sig := <-s.caught:
-			if !fromTerminal(sig) {
-				process.Signal(sig) // fails only when the command has ended
-			}
+			forward(process, sig)
 		case <-over:
 			return
 		}
+	}
+}
+
+func forward(process *os.Process, sig os.Signal) {
+	if !fromTerminal(sig) {
+		process.Signal(sig) // fails only when the command has ended
 	}
 }
 

@@ -273,8 +273,12 @@ func interfaceOf(s Settings, name string) netns.Interface {
 func (s *start) commit(ctx context.Context) error { return s.p.link.Commit(ctx) }
 
 // execute lets the child go on. Its end of the socket closes when execve
-// succeeds, and the parent's has nothing more to do then.
-func (s *start) execute(context.Context) error {
+// succeeds, and the parent's has nothing more to do then. From here on ctx has
+// no say: the command may be running already, and a signal is its own.
+func (s *start) execute(ctx context.Context) error {
+	if !s.unwatch() {
+		return context.Cause(ctx)
+	}
 	if err := s.pipe.send(parentMessage{Go: true}, nil); err != nil {
 		return err
 	}
