@@ -14,7 +14,9 @@ import (
 type DropReason uint8
 
 // The reasons of the switch itself. Those of policy follow them: a policy
-// refusal is counted as "policy_" plus policy's own name of the reason.
+// refusal is counted as "policy_" plus policy's own name of the reason. Last
+// come those of devices that discard frames themselves and keep count of it
+// ([tunnel.DropCounter]), under the device's names.
 const (
 	dropNone            DropReason = iota
 	DropTruncated                  // shorter than its headers say
@@ -74,13 +76,19 @@ var dropNames = [numDropReasons]string{
 }
 
 // maxDropReasons bounds the counters of a link: the switch's own reasons and
-// room for policy's.
+// room for policy's. Devices' reasons are numbered from here.
 const maxDropReasons = int(numDropReasons) + int(policy.NumReasons)
+
+// deviceDropNames are the reasons of devices.
+var deviceDropNames = tunnel.TAPDrops()
 
 // String is the reason's name, stable and fit for a metric label.
 func (d DropReason) String() string {
 	if d < numDropReasons {
 		return dropNames[d]
+	}
+	if n := int(d) - maxDropReasons; n >= 0 {
+		return deviceDropNames[n]
 	}
 	return "policy_" + policy.Reason(d-numDropReasons).String()
 }
@@ -88,7 +96,7 @@ func (d DropReason) String() string {
 // DropReasons lists every reason there is, in order.
 func DropReasons() []DropReason {
 	var all []DropReason
-	for d := dropNone + 1; int(d) < maxDropReasons; d++ {
+	for d := dropNone + 1; int(d) < maxDropReasons+len(deviceDropNames); d++ {
 		if d != numDropReasons { // policy's zero reason means forwarded
 			all = append(all, d)
 		}
@@ -138,6 +146,15 @@ func dropForDevice(err error) DropReason {
 type dropCounters [maxDropReasons]atomic.Uint64
 
 func (c *dropCounters) add(d DropReason) { c[d].Add(1) }
+
+// addDeviceDrops adds what a device has discarded to m, if it does and tells.
+func addDeviceDrops(dev tunnel.Device, m map[string]uint64) {
+	if c, ok := dev.(tunnel.DropCounter); ok {
+		for reason, n := range c.Drops() {
+			m[reason] += n
+		}
+	}
+}
 
 // snapshot adds the counters that are not zero to m.
 func (c *dropCounters) snapshot(m map[string]uint64) {

@@ -108,6 +108,7 @@ func (l *Link) Stats() LinkStats {
 		Drops:         map[string]uint64{},
 	}
 	l.counters.drops.snapshot(st.Drops)
+	addDeviceDrops(l.dev, st.Drops)
 	return st
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,15 +100,47 @@ func TestNetnsTAPContainersReachEachOther(t *testing.T) {
 				}
 			}
 			for i, link := range p.links {
-				// MLD reports and announcements are what kernels say unasked,
-				// from link-local addresses.
+				// MLD reports and announcements are what kernels say unasked.
 				for reason, n := range link.Stats().Drops {
-					if reason != "neighbor_discovery" {
+					if reason != "neighbor_discovery" && reason != "arp_unanswered" {
 						t.Errorf("%d packets of container %d dropped as %s", n, i, reason)
 					}
 				}
 			}
 		})
+	}
+}
+
+// TestNetnsTAPDropsAreTheLinks: what the Ethernet layer discards is counted on
+// the link by name, and by the switch when the link is gone too.
+func TestNetnsTAPDropsAreTheLinks(t *testing.T) {
+	p := newPair(t, kinds["TAPtoTUN"])
+	link := p.links[0]
+	// A bridge's hello is neither IP nor ARP (IEEE 802.1D §9.3.1).
+	nstest.Exec(t, p.ns[0], "ip", "link", "add", "br0", "type", "bridge", "stp_state", "1")
+	nstest.Exec(t, p.ns[0], "ip", "link", "set", "eth0", "master", "br0")
+	nstest.Exec(t, p.ns[0], "ip", "link", "set", "br0", "up")
+	nstest.WaitFor(t, testTimeout, func() bool { return link.Stats().Drops["ether_type"] > 0 })
+	if before := p.s.Stats().Drops["ether_type"]; before == 0 {
+		t.Error("the switch's counters lack what its link's device discarded")
+	}
+	if d := p.links[1].Stats().Drops["ether_type"]; d != 0 {
+		t.Errorf("%d frames of another kind from a TUN", d)
+	}
+	if err := link.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if now, last := p.s.Stats().Drops["ether_type"], link.Stats().Drops["ether_type"]; now != last || now == 0 {
+		t.Errorf("the switch counts %d after the link is gone, the link %d", now, last)
+	}
+	var names []string
+	for _, r := range netstack.DropReasons() {
+		names = append(names, r.String())
+	}
+	for _, r := range tunnel.TAPDrops() {
+		if !slices.Contains(names, r) {
+			t.Errorf("DropReasons lacks %s", r)
+		}
 	}
 }
 

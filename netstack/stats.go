@@ -51,7 +51,9 @@ func (s *Switch) Stats() Stats {
 	counters := []*linkCounters{&s.past}
 	for _, l := range links {
 		counters = append(counters, &l.counters)
+		addDeviceDrops(l.dev, st.Drops)
 	}
+	s.addPastDeviceDrops(st.Drops)
 	for _, c := range counters {
 		st.FromContainer.Packets += c.packets[fromContainer].Load()
 		st.FromContainer.Bytes += c.bytes[fromContainer].Load()
@@ -60,6 +62,15 @@ func (s *Switch) Stats() Stats {
 		c.drops.snapshot(st.Drops)
 	}
 	return st
+}
+
+// addPastDeviceDrops adds what the devices of links that have left discarded.
+func (s *Switch) addPastDeviceDrops(m map[string]uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for reason, n := range s.pastDevices {
+		m[reason] += n
+	}
 }
 
 // interfaceAddrs returns the host's addresses and the broadcast addresses of

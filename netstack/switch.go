@@ -41,6 +41,8 @@ type Switch struct {
 	links  map[string]*Link
 	closed bool
 	past   linkCounters // of links that have left
+	// pastDevices are the drops that the devices of those counted themselves.
+	pastDevices map[string]uint64
 }
 
 // New makes a switch. It has no links yet, and refuses egress to the addresses
@@ -54,7 +56,7 @@ func New(cfg Config) (*Switch, error) {
 	if err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
-	s := &Switch{cfg: cfg, log: cfg.Log.With("network", cfg.Name), links: map[string]*Link{}}
+	s := &Switch{cfg: cfg, log: cfg.Log.With("network", cfg.Name), links: map[string]*Link{}, pastDevices: map[string]uint64{}}
 	for _, g := range cfg.Gateways {
 		if g.Addr().Is4() {
 			s.gateway4 = g.Addr()
@@ -204,6 +206,13 @@ func (s *Switch) forgetLink(l *Link) {
 		s.past.bytes[d].Add(l.counters.bytes[d].Load())
 	}
 	s.past.drops.merge(&l.counters.drops)
+	drops := map[string]uint64{}
+	addDeviceDrops(l.dev, drops)
+	s.mu.Lock()
+	for reason, n := range drops {
+		s.pastDevices[reason] += n
+	}
+	s.mu.Unlock()
 	s.log.Debug("link detached", "link", l.name)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -29,14 +30,14 @@ type adding struct {
 	*invocation
 	undo undo.List
 
-	mac    string
+	mac    net.HardwareAddr
 	prev   *types100.Result
 	own    *netns.Handle // the plugin's own namespace
 	target *netns.Handle // the container's
 
 	leased  *types100.Result // the IPAM plugin's result; nil: the daemon leases
 	request control.AttachRequest
-	tun     *os.File
+	tun     *os.File   // or TAP
 	device  string     // temporary name in the own namespace
 	sockets []*os.File // of request.Publications, in order
 	link    *control.Attachment
@@ -105,7 +106,7 @@ func (a *adding) judge(context.Context) error {
 	if a.mac, err = a.conf.wantedMAC(args); err != nil {
 		return err
 	}
-	if a.mac == "" {
+	if a.mac == nil {
 		a.mac = randomMAC()
 	}
 	wanted, err := a.conf.wantedIPs(args)
@@ -120,9 +121,12 @@ func (a *adding) judge(context.Context) error {
 	}
 	a.request = control.AttachRequest{
 		Network: a.conf.Name, Container: a.params.ContainerID, IfName: a.params.IfName,
-		Owner: a.Runtime, Internal: a.conf.Internal, MTU: a.conf.MTU,
+		Owner: a.Runtime, Internal: a.conf.Internal, MTU: a.conf.MTU, Device: a.conf.Device,
 		Hostname: args.Hostname, Aliases: a.conf.Runtime.Aliases,
 		DNS: dnsRequest(a.conf.dns()), BootID: bootID(),
+	}
+	if a.conf.tap() {
+		a.request.MAC = a.mac.String()
 	}
 	if !a.conf.IPAM.delegated() {
 		a.request.Sets, a.request.IPs = a.conf.sets(), wanted
@@ -204,7 +208,7 @@ func (a *adding) runIPAM(ctx context.Context) error {
 	}
 	if len(a.leased.IPs) == 0 {
 		return fail(types.ErrInvalidNetworkConfig,
-			"ADD of the IPAM plugin %s returned no address; a TUN carries IP and cannot do without", d.path)
+			"ADD of the IPAM plugin %s returned no address; the switch forwards IP and cannot do without", d.path)
 	}
 	for _, ip := range a.leased.IPs {
 		addr, err := prefix(ip.Address)
@@ -231,23 +235,27 @@ func undoContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 }
 
-// createDevice makes the TUN in the plugin's own namespace and marks it with
-// whose it is.
+// createDevice makes the TUN or TAP in the plugin's own namespace and marks it
+// with whose it is.
 func (a *adding) createDevice(context.Context) error {
+	options := tunnel.Options{MTU: a.conf.MTU, TAP: a.conf.tap()}
+	if options.TAP {
+		options.MAC = a.mac
+	}
 	var err error
-	if a.tun, err = tunnel.Create(tunnel.Options{MTU: a.conf.MTU}); err != nil {
+	if a.tun, err = tunnel.Create(options); err != nil {
 		return fail(ErrDevice, "%v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN", err)
 	}
 	a.undo.Add(a.deleteDevice)
 	if a.device, err = tunnel.Name(a.tun); err != nil {
-		return fail(ErrDevice, "name of the new TUN: %v", err)
+		return fail(ErrDevice, "name of the new device: %v", err)
 	}
 	link, err := netlink.LinkByName(a.device)
 	if err != nil {
-		return fail(ErrDevice, "look up the new TUN %s: %v", a.device, err)
+		return fail(ErrDevice, "look up the new device %s: %v", a.device, err)
 	}
 	if err := netlink.LinkSetAlias(link, linkAlias(a.key())); err != nil {
-		return fail(ErrDevice, "set the alias of the new TUN %s: %v", a.device, err)
+		return fail(ErrDevice, "set the alias of the new device %s: %v", a.device, err)
 	}
 	return nil
 }
@@ -265,7 +273,7 @@ func (a *adding) deleteDevice() {
 		err = netns.DeleteLink(name)
 	}
 	if err != nil {
-		fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete the TUN %s: %v\n", a.device, err)
+		fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete the device %s: %v\n", a.device, err)
 	}
 }
 
@@ -354,7 +362,7 @@ func (a *adding) moveIn(ctx context.Context) error {
 			a.key(), len(reply.Addrs), len(reply.Gateways))
 	}
 	a.made = outcome{
-		ifName: a.params.IfName, sandbox: a.params.Netns, mac: a.mac, mtu: reply.MTU,
+		ifName: a.params.IfName, sandbox: a.params.Netns, mac: a.mac.String(), mtu: reply.MTU,
 		addrs: reply.Addrs, gateways: reply.Gateways, dns: dnsResult(reply.DNS),
 	}
 	configured := a.conf.IPAM.Routes
@@ -374,8 +382,11 @@ func (a *adding) moveIn(ctx context.Context) error {
 	if a.iface, err = kernelInterface(a.params.IfName, reply.MTU, reply.Addrs, a.made.routes); err != nil {
 		return err
 	}
+	if a.conf.tap() {
+		a.iface.MAC = a.mac // whatever managers of the host's interfaces have done meanwhile
+	}
 	if err := netns.MoveIn(a.target, a.device, a.iface); err != nil {
-		return fmt.Errorf("move the TUN into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
+		return fmt.Errorf("move the device into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
 	}
 	a.undo.Add(func() {
 		if err := a.target.Do(func() error { return netns.DeleteLink(a.params.IfName) }); err != nil {

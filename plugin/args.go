@@ -2,10 +2,14 @@ package plugin
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/usernet/usernet/tunnel"
 )
 
 // cniArgs are the key-value pairs of CNI_ARGS that usernet acts on.
@@ -133,9 +137,9 @@ func parseIP(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
-// wantedMAC returns the address to report for the interface: the one asked
-// for, by the same precedence, or none.
-func (c *config) wantedMAC(args cniArgs) (string, error) {
+// wantedMAC returns the address that the interface of a TAP is to have and that
+// is reported for a TUN: the one asked for, by the same precedence, or none.
+func (c *config) wantedMAC(args cniArgs) (net.HardwareAddr, error) {
 	for _, source := range []struct{ key, mac string }{
 		{"runtimeConfig.mac", c.Runtime.MAC},
 		{"args.cni.mac", c.ArgsCNI.MAC},
@@ -146,9 +150,12 @@ func (c *config) wantedMAC(args cniArgs) (string, error) {
 		}
 		mac, err := parseMAC(source.key, source.mac)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		return mac.String(), nil
+		if c.tap() && slices.Equal(mac, tunnel.DefaultGatewayMAC) {
+			return nil, badValue(source.key, source.mac, "it is the gateway's MAC address; choose another")
+		}
+		return mac, nil
 	}
-	return "", nil
+	return nil, nil
 }

@@ -35,7 +35,7 @@ func (i *invocation) check(ctx context.Context) error {
 		return err
 	}
 	defer target.Close()
-	if err := target.Do(func() error { return checkInterface(want) }); err != nil {
+	if err := target.Do(func() error { return checkInterface(want, i.conf.Device) }); err != nil {
 		return fail(ErrAttachment, "interface %s in CNI_NETNS=%q: %v", i.params.IfName, i.params.Netns, err)
 	}
 	if err := i.checkLink(ctx, target.Inode(), want); err != nil {
@@ -74,7 +74,11 @@ func (i *invocation) expected(prev *types100.Result) (netns.Interface, error) {
 	if len(addrs) == 0 {
 		return netns.Interface{}, fail(types.ErrInvalidNetworkConfig, `"prevResult" has no address of the interface %s`, i.params.IfName)
 	}
-	return kernelInterface(i.params.IfName, prev.Interfaces[index].Mtu, addrs, ownRoutes(prev.Routes, gateways))
+	iface, err := kernelInterface(i.params.IfName, prev.Interfaces[index].Mtu, addrs, ownRoutes(prev.Routes, gateways))
+	if mac := prev.Interfaces[index].Mac; err == nil && mac != "" && i.conf.tap() {
+		iface.MAC, err = parseMAC("prevResult.interfaces.mac", mac)
+	}
+	return iface, err
 }
 
 // ownRoutes returns the routes through one of the gateways or through none. A
@@ -90,9 +94,9 @@ func ownRoutes(all []*types.Route, gateways []netip.Addr) []*types.Route {
 	return own
 }
 
-// checkInterface compares the interface of the current namespace. A TUN whose
-// other end is closed has no carrier, and is down in all but name.
-func checkInterface(want netns.Interface) error {
+// checkInterface compares the interface of the current namespace. A TUN or TAP
+// whose other end is closed has no carrier, and is down in all but name.
+func checkInterface(want netns.Interface, device string) error {
 	if err := netns.Verify(want); err != nil {
 		return err
 	}
@@ -100,13 +104,25 @@ func checkInterface(want netns.Interface) error {
 	if err != nil {
 		return fmt.Errorf("look it up: %w", err)
 	}
-	if link.Type() != "tuntap" {
-		return fmt.Errorf("it is a %s device, not a TUN", link.Type())
+	if have := deviceKind(link); have != device {
+		return fmt.Errorf("it is a %s device, not a %s", have, device)
 	}
 	if link.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("it has no carrier: no daemon holds its other end")
 	}
 	return nil
+}
+
+// deviceKind names the kind of an interface: control.DeviceTUN,
+// control.DeviceTAP or, of others, the kernel's name.
+func deviceKind(link netlink.Link) string {
+	switch {
+	case link.Type() != "tuntap":
+		return link.Type()
+	case link.Attrs().EncapType == "ether":
+		return control.DeviceTAP
+	}
+	return control.DeviceTUN
 }
 
 // checkLink compares the daemon's link.
@@ -129,6 +145,8 @@ func (i *invocation) checkLink(ctx context.Context, inode uint64, want netns.Int
 	switch {
 	case l.State != control.LinkAttached:
 		return fail(ErrAttachment, "the daemon's link %s is in state %q, not %q; DEL and ADD make a new one", key, l.State, control.LinkAttached)
+	case l.Device != i.conf.Device:
+		return fail(ErrAttachment, "the daemon's link %s has a %s device, not the configuration's %q; DEL and ADD make a new one", key, l.Device, i.conf.Device)
 	case l.Netns != 0 && l.Netns != inode:
 		return fail(ErrAttachment, "the daemon's link %s is of the namespace net:[%d]; CNI_NETNS=%q is net:[%d]", key, l.Netns, i.params.Netns, inode)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 // config is a network configuration of type "usernet" as the plugin gets it on
@@ -25,6 +27,9 @@ type config struct {
 	// Socket is the daemon's control socket, an absolute path. Empty:
 	// control.DefaultSocket.
 	Socket string
+	// Device is the kind of the container's interface, control.DeviceTUN or
+	// control.DeviceTAP. The key "device", default "tun".
+	Device string
 	// MTU of the device in bytes. 0: the network's.
 	MTU int
 	// Internal networks have no way out: no egress, no default route.
@@ -103,7 +108,7 @@ func parseConfig(data []byte, how strictness) (*config, error) {
 	if err := json.Unmarshal(data, &keys); err != nil {
 		return nil, fail(types.ErrDecodingFailure, "decode the network configuration on standard input: %v", err)
 	}
-	c := &config{Autostart: true, IPAM: ipamConfig{Type: nativeIPAM}}
+	c := &config{Device: control.DeviceTUN, Autostart: true, IPAM: ipamConfig{Type: nativeIPAM}}
 	var faults []*types.Error
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		decode, known := fields[key]
@@ -193,16 +198,20 @@ func decodeSocket(c *config, raw json.RawMessage) error {
 	return nil
 }
 
-func decodeDevice(_ *config, raw json.RawMessage) error {
+func decodeDevice(c *config, raw json.RawMessage) error {
 	var device string
 	if err := json.Unmarshal(raw, &device); err != nil {
 		return err
 	}
-	if device != "tun" {
-		return unsupported("device", raw, `only "tun" is supported; remove the key or say "tun"`)
+	if device != control.DeviceTUN && device != control.DeviceTAP {
+		return unsupported("device", raw, `want "tun" (IP packets, the default) or "tap" (Ethernet frames, a real MAC address)`)
 	}
+	c.Device = device
 	return nil
 }
+
+// tap reports whether the container's interface is a TAP.
+func (c *config) tap() bool { return c.Device == control.DeviceTAP }
 
 // The limits of an MTU: RFC 791's smallest, and the largest of an IP packet.
 const (

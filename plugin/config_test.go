@@ -20,7 +20,7 @@ func TestParseConfigFull(t *testing.T) {
 	c, err := parseConfig([]byte(`{
 		"cniVersion": "1.1.0", "name": "web", "type": "usernet", "disableCheck": true, "disableGC": false,
 		"cniVersions": ["0.4.0"], "loadOnlyInlinedPlugins": false, "cni.dev/something": {"new": 1},
-		"socket": "/run/x.sock", "device": "tun", "mtu": 1400, "internal": true, "autostart": false,
+		"socket": "/run/x.sock", "device": "tap", "mtu": 1400, "internal": true, "autostart": false,
 		"capabilities": {"portMappings": true, "ips": true},
 		"ipam": {"type": "usernet",
 			"ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10", "rangeEnd": "10.1.0.20", "gateway": "10.1.0.1"},
@@ -37,7 +37,7 @@ func TestParseConfigFull(t *testing.T) {
 	}
 	table := 7
 	want := &config{
-		CNIVersion: "1.1.0", Name: "web", Socket: "/run/x.sock", MTU: 1400, Internal: true,
+		CNIVersion: "1.1.0", Name: "web", Socket: "/run/x.sock", Device: "tap", MTU: 1400, Internal: true,
 		IPAM: ipamConfig{Type: "usernet",
 			Sets: [][]control.Range{{
 				{Subnet: netip.MustParsePrefix("10.1.0.0/24"), RangeStart: netip.MustParseAddr("10.1.0.10"), RangeEnd: netip.MustParseAddr("10.1.0.20"), Gateway: netip.MustParseAddr("10.1.0.1")},
@@ -65,7 +65,7 @@ func TestParseConfigDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
-		if diff := cmp.Diff(&config{Name: "n", Autostart: true, IPAM: ipamConfig{Type: "usernet"}}, c, ipDiff); diff != "" {
+		if diff := cmp.Diff(&config{Device: "tun", Name: "n", Autostart: true, IPAM: ipamConfig{Type: "usernet"}}, c, ipDiff); diff != "" {
 			t.Errorf("%s: %s", text, diff)
 		}
 	}
@@ -103,7 +103,7 @@ func TestParseConfigFaults(t *testing.T) {
 		{`{"name":"n","bridge":"cni0"}`, 2, []string{`"bridge"`, `"cni0"`, "unknown key", "socket"}},
 		{`{"name":"n","MTU":1400}`, 2, []string{`"MTU"`, "1400", `did you mean "mtu"`}},
 		{`{"name":"n","a":1,"b":2}`, 2, []string{`"a"`, `"b"`}},
-		{`{"name":"n","device":"tap"}`, 2, []string{`"device"`, `"tap"`, "remove the key"}},
+		{`{"name":"n","device":"veth"}`, 2, []string{`"device"`, `"veth"`, `"tun"`, `"tap"`}},
 		{`{"name":"n","device":3}`, 7, []string{`"device"`, "3"}},
 		{`{"name":"n","mtu":"1400"}`, 7, []string{`"mtu"`, `"1400"`}},
 		{`{"name":"n","mtu":67}`, 7, []string{`"mtu"`, "67"}},
@@ -280,8 +280,8 @@ func TestWantedIPs(t *testing.T) {
 
 func TestWantedMAC(t *testing.T) {
 	for _, test := range []struct {
-		runtime, cni, args, want string
-		words                    []string
+		device, runtime, cni, args, want string
+		words                            []string
 	}{
 		{args: "02:00:00:00:00:0A", want: "02:00:00:00:00:0a"},
 		{cni: "02:00:00:00:00:02", args: "02:00:00:00:00:01", want: "02:00:00:00:00:02"},
@@ -291,13 +291,16 @@ func TestWantedMAC(t *testing.T) {
 		{args: "03:00:00:00:00:01", words: []string{"multicast"}},
 		{args: "00:00:00:00:00:00", words: []string{"zero"}},
 		{args: "02:00:00:00:00:00:00:01", words: []string{"six bytes"}},
+		{device: "tun", args: "02:75:6e:00:00:01", want: "02:75:6e:00:00:01"},
+		{device: "tap", cni: "02:75:6e:00:00:01", words: []string{"args.cni.mac", "02:75:6e:00:00:01", "gateway"}},
+		{device: "tap", args: "02:75:6e:00:00:02", want: "02:75:6e:00:00:02"},
 	} {
-		c := &config{Runtime: runtimeConfig{MAC: test.runtime}, ArgsCNI: argsCNI{MAC: test.cni}}
+		c := &config{Device: test.device, Runtime: runtimeConfig{MAC: test.runtime}, ArgsCNI: argsCNI{MAC: test.cni}}
 		got, err := c.wantedMAC(cniArgs{MAC: test.args})
 		if test.words != nil {
 			wantError(t, err, types.ErrInvalidNetworkConfig, test.words...)
-		} else if err != nil || got != test.want {
-			t.Errorf("%+v: got %q, %v", test, got, err)
+		} else if err != nil || got.String() != test.want {
+			t.Errorf("%+v: got %v, %v", test, got, err)
 		}
 	}
 }

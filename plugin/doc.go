@@ -23,9 +23,9 @@
 //     (it must be free).
 //  2. Addresses: the IPAM plugin that ipam.type names is run, or, for
 //     ipam.type "usernet", the daemon leases them in step 4.
-//  3. In the plugin's own namespace: the TUN under a temporary name, and one
+//  3. In the plugin's own namespace: the device under a temporary name, and one
 //     listening socket for each port mapping and address family. Created
-//     outside and moved in, the TUN's death is visible at its descriptor, and
+//     outside and moved in, its death is visible at its descriptor, and
 //     the sockets are where the runtime's users expect them (a rootless
 //     runtime runs plugins in a namespace of its own).
 //  4. The daemon gets the descriptors and answers with the addresses. The link
@@ -41,7 +41,14 @@
 // later step fails; the last step is the printing, because a runtime that did
 // not get the result does not know what it would have to delete.
 //
-// # What a TUN cannot do
+// # TUN or TAP
+//
+// The key "device" of the configuration says what the container gets: "tun",
+// the default, carries IP packets; "tap" carries Ethernet frames to a switch
+// that answers for every neighbour (package tunnel), for guests that want a
+// wire. The TAP's MAC address is the one that the runtime asked for (CNI_ARGS
+// MAC, args.cni.mac, capability mac) or a random one, is what the result
+// reports, and is what CHECK looks for.
 //
 // A TUN has no Ethernet header and hence no MAC address. Results carry one
 // nevertheless, because podman refuses a result without: random and locally

@@ -25,7 +25,7 @@ import (
 var errInjected = errors.New("made to fail by the test")
 
 // TestNetnsAddUndoesEachStep fails each step of an ADD in turn, with native
-// and with delegated addresses, and compares the world before and after. Then
+// and with delegated addresses and with a TAP, and compares the world before and after. Then
 // the same ADD succeeds, which shows that nothing was in its way.
 func TestNetnsAddUndoesEachStep(t *testing.T) {
 	b := newBed(t)
@@ -38,7 +38,9 @@ func TestNetnsAddUndoesEachStep(t *testing.T) {
 	native := b.config(map[string]any{"runtimeConfig": ports})
 	delegated := b.config(map[string]any{"name": "other", "runtimeConfig": ports, "ipam": ipamConf{
 		Type: ipamName, Dir: dir, Addresses: []string{"10.99.0.5/24 10.99.0.1", "fd99::5/64 fd99::1"}}})
-	for name, config := range map[string]string{"native": native, "delegated": delegated} {
+	tap := b.config(map[string]any{"name": "wire", "device": "tap", "runtimeConfig": ports, "ipam": map[string]any{
+		"ranges": []any{[]any{map[string]any{"subnet": "10.87.0.0/24"}}, []any{map[string]any{"subnet": "fd87::/64"}}}}})
+	for name, config := range map[string]string{"native": native, "delegated": delegated, "tap": tap} {
 		t.Run(name, func(t *testing.T) {
 			before := b.world(dir)
 			files := openFiles(t)
@@ -219,12 +221,12 @@ func TestNetnsCheckLooksAtTheDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := b.config(map[string]any{"runtimeConfig": runtime, "prevResult": r})
-	inv := &invocation{params: parameters{IfName: "eth0"}}
+	inv := &invocation{conf: &config{}, params: parameters{IfName: "eth0"}}
 	iface, err := inv.expected(r)
 	if err != nil {
 		t.Fatal(err)
 	}
+	config := b.config(map[string]any{"runtimeConfig": runtime, "prevResult": r})
 	// The path leads to another container that looks the same.
 	twin := nstest.NewNS(t)
 	nstest.TUN(t, twin, iface)

@@ -99,11 +99,11 @@ func parseResult(raw json.RawMessage, version string) (*types100.Result, error) 
 
 // randomMAC returns a locally administered unicast address. Random for each
 // ADD: podman expects another one after network disconnect and connect.
-func randomMAC() string {
+func randomMAC() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
 	rand.Read(mac)               // never fails (crypto/rand)
 	mac[0] = mac[0]&^0x01 | 0x02 // unicast, locally administered (IEEE 802 section 8.4)
-	return mac.String()
+	return mac
 }
 
 // routes returns the routes of a container: those that were configured, or

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -67,7 +69,7 @@ func TestResultRoundTrip(t *testing.T) {
 		if err := printResult(&printed, made.result(nil), version); err != nil {
 			t.Fatal(err)
 		}
-		inv := &invocation{params: parameters{IfName: "eth0"}}
+		inv := &invocation{conf: &config{}, params: parameters{IfName: "eth0"}}
 		prev, err := parseResult(printed.Bytes(), version)
 		if err != nil {
 			t.Fatal(err)
@@ -103,7 +105,7 @@ func TestResultKeepsPrevious(t *testing.T) {
 		t.Errorf("got %v %+v", r.Routes, r.DNS)
 	}
 	// A CHECK looks at its own interface only.
-	inv := &invocation{params: parameters{IfName: "eth0"}}
+	inv := &invocation{conf: &config{}, params: parameters{IfName: "eth0"}}
 	got, err := inv.expected(r)
 	if err != nil || len(got.Addrs) != 2 || len(got.Routes) != 2 {
 		t.Errorf("got %+v, %v", got, err)
@@ -127,7 +129,7 @@ func TestExpectedFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		inv := &invocation{params: parameters{IfName: "eth0"}}
+		inv := &invocation{conf: &config{}, params: parameters{IfName: "eth0"}}
 		_, err = inv.expected(prev)
 		wantError(t, err, types.ErrInvalidNetworkConfig, "prevResult", word)
 	}
@@ -169,11 +171,11 @@ func TestRoutes(t *testing.T) {
 
 func TestRandomMAC(t *testing.T) {
 	a, b := randomMAC(), randomMAC()
-	if a == b {
+	if slices.Equal(a, b) {
 		t.Errorf("two are the same: %s", a)
 	}
-	for _, mac := range []string{a, b} {
-		hw, err := parseMAC("x", mac)
+	for _, mac := range []net.HardwareAddr{a, b} {
+		hw, err := parseMAC("x", mac.String())
 		if err != nil || hw[0]&2 == 0 {
 			t.Errorf("%s is not locally administered, or %v", mac, err)
 		}

@@ -142,8 +142,8 @@ func decodeMAC(c *config, raw json.RawMessage) error {
 	return json.Unmarshal(raw, &c.Runtime.MAC)
 }
 
-// parseMAC judges a wanted MAC address. It is only reported (see the package
-// comment), but a runtime that asks for nonsense should hear of it.
+// parseMAC judges a wanted MAC address. That of a TUN is only reported (see the
+// package comment), but a runtime that asks for nonsense should hear of it.
 func parseMAC(key, s string) (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(s)
 	switch {

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 // pluginType is the type in conflists, and so the executable's name in a
@@ -35,6 +37,7 @@ type conflist struct {
 type conflistPlugin struct {
 	Type         string          `json:"type"`
 	Socket       string          `json:"socket,omitempty"`
+	Device       string          `json:"device,omitempty"`
 	MTU          int             `json:"mtu,omitempty"`
 	Internal     bool            `json:"internal,omitempty"`
 	Capabilities map[string]bool `json:"capabilities"`
@@ -60,6 +63,7 @@ var conflistCapabilities = map[string]bool{
 type conflistFlags struct {
 	name     string
 	subnets  []string
+	device   string
 	mtu      int
 	internal bool
 }
@@ -68,6 +72,7 @@ func (f *conflistFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "usernet", "the network's `NAME`")
 	flags.StringArrayVar(&f.subnets, "subnet", []string{"10.84.0.0/16", "fd84:7573:6572::/64"}, "`SUBNET` of the network, once per family")
+	flags.StringVar(&f.device, "device", "", "what containers get: \"tun\", IP packets, or \"tap\", Ethernet with a real MAC address (default tun)")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU in `BYTES` (default 1500)")
 	flags.BoolVar(&f.internal, "internal", false, "no way out: only the network's own containers")
 }
@@ -78,8 +83,13 @@ func (a *app) conflist(f *conflistFlags) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	switch f.device {
+	case "", control.DeviceTUN, control.DeviceTAP:
+	default:
+		return nil, fmt.Errorf("--device %q: want %q or %q", f.device, control.DeviceTUN, control.DeviceTAP)
+	}
 	p := conflistPlugin{
-		Type: pluginType, Socket: a.socket, MTU: f.mtu, Internal: f.internal,
+		Type: pluginType, Socket: a.socket, Device: f.device, MTU: f.mtu, Internal: f.internal,
 		Capabilities: conflistCapabilities, IPAM: conflistIPAM{Type: pluginType},
 	}
 	for _, s := range subnets {

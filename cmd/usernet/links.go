@@ -33,9 +33,9 @@ func (a *app) psCommand() *cobra.Command {
 			if a.json {
 				return a.printJSON(links)
 			}
-			t := table{head: []string{"NETWORK", "NAME", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "STATE", "AGE"}, colour: stateColour}
+			t := table{head: []string{"NETWORK", "NAME", "CONTAINER", "INTERFACE", "DEVICE", "ADDRESSES", "PORTS", "STATE", "AGE"}, colour: stateColour}
 			for _, l := range links {
-				t.add(l.Network, l.Hostname, shortID(l.Container), l.IfName, addrs(l.Addrs), ports(l.Publications), string(l.State), age(l.Created))
+				t.add(l.Network, l.Hostname, shortID(l.Container), l.IfName, l.Device, addrs(l.Addrs), ports(l.Publications), string(l.State), age(l.Created))
 			}
 			t.print(a.stdout, a.painter(a.stdout))
 			return nil
@@ -114,6 +114,7 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 		{"By", l.Owner},
 		{"Addresses", list(l.Addrs)},
 		{"Gateways", list(l.Gateways)},
+		{"Device", device(l)},
 		{"MTU", strconv.Itoa(l.MTU)},
 		{"Names", strings.Join(l.Names, ", ")},
 		{"Ports", strings.ReplaceAll(ports(l.Publications), ",", "\n")},
@@ -130,6 +131,9 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 	}
 	a.printFields(fields)
 }
+
+// device is the kind of a link's device, with the MAC address of a TAP.
+func device(l *control.Link) string { return strings.TrimSpace(l.Device + " " + l.MAC) }
 
 func traffic(packets, bytes uint64) string {
 	return fmt.Sprintf("%s in %d packets", size(bytes), packets)

@@ -59,8 +59,8 @@ func TestNetnsDaemonAndItsClients(t *testing.T) {
 	expect(nstest.Exec(t, w.outside, "curl", "-sS", "http://203.0.113.1:8080/"), "hello")
 	testSummary(t, w)
 
-	expect(w.run("ps"), "NETWORK", "server", "10.20.0.2", "203.0.113.1:8080->80/tcp", "attached")
-	expect(w.run("inspect", "server"), "web/server/eth0", "10.20.0.2/24", "Sent")
+	expect(w.run("ps"), "NETWORK", "server", "10.20.0.2", "203.0.113.1:8080->80/tcp", "attached", "DEVICE", "tun")
+	expect(w.run("inspect", "server"), "web/server/eth0", "10.20.0.2/24", "Sent", "Device          tun")
 	id := strings.Fields(w.run("publish", "server", "203.0.113.1:9090:80"))[0]
 	expect(nstest.Exec(t, w.outside, "curl", "-sS", "http://203.0.113.1:9090/"), "hello")
 	expect(w.run("port", "ls"), "203.0.113.1:9090", "203.0.113.1:8080")

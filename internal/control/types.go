@@ -55,9 +55,15 @@ type DNSConf struct {
 	Options     []string     `json:"options,omitempty"`
 }
 
+// The kinds of a container's device.
+const (
+	DeviceTUN = "tun" // layer 3: IP packets
+	DeviceTAP = "tap" // layer 2: Ethernet frames, to a switch that answers for every neighbour
+)
+
 // AttachRequest asks for a link (POST /v1/links). The request carries
-// descriptors: first the TUN, then one listening TCP socket or bound UDP socket
-// for each of Publications that has FD set, in their order.
+// descriptors: first the TUN or TAP, then one listening TCP socket or bound UDP
+// socket for each of Publications that has FD set, in their order.
 type AttachRequest struct {
 	Network   string `json:"network"`          // name; letters, digits, "_.-", starts with a letter or digit
 	Container string `json:"container"`        // the runtime's container id, same alphabet
@@ -65,6 +71,9 @@ type AttachRequest struct {
 	Netns     uint64 `json:"netns,omitempty"`  // inode of the container's network namespace; 0: unknown
 	BootID    string `json:"bootID,omitempty"` // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
 	Owner     string `json:"owner,omitempty"`  // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
+
+	Device string `json:"device,omitempty"` // kind of the first descriptor, "tun" or "tap"; empty: "tun"
+	MAC    string `json:"mac,omitempty"`    // address that the interface of a TAP gets, told by GET /v1/links; empty: the one it has
 
 	Sets     [][]Range `json:"sets,omitempty"`     // creates the network when absent, must agree with it when present; one address per set
 	Internal bool      `json:"internal,omitempty"` // of the network when this request creates it: no egress
@@ -148,6 +157,8 @@ type Link struct {
 	Addrs        []netip.Prefix `json:"addrs"`
 	Gateways     []netip.Addr   `json:"gateways,omitempty"`
 	MTU          int            `json:"mtu"`
+	Device       string         `json:"device"`        // "tun" or "tap"
+	MAC          string         `json:"mac,omitempty"` // of a TAP, as it was attached
 	Ephemeral    bool           `json:"ephemeral,omitempty"`
 	Created      time.Time      `json:"created"`
 	Publications []Publication  `json:"publications,omitempty"`

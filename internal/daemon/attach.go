@@ -129,7 +129,7 @@ func (a *attaching) intent(context.Context) error {
 		rec: &linkRecord{
 			Network: req.Network, Container: req.Container, IfName: req.IfName, State: control.LinkAttaching,
 			BootID: a.d.bootID, Netns: req.Netns, Owner: req.Owner, Hostname: req.Hostname, Aliases: req.Aliases,
-			MTU: req.MTU, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
+			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
 		},
 	}
 	if a.l.rec.MTU == 0 {
@@ -185,17 +185,17 @@ func leaseError(err error) error {
 	return err
 }
 
-// device checks and opens the TUN.
+// device checks and opens the TUN or TAP.
 func (a *attaching) device(context.Context) error {
-	f := a.files[0]
-	if err := tunnel.Validate(f); err != nil {
-		return control.Errorf(control.CodeDescriptor, "%v", err)
+	open := a.openTUN
+	if a.req.Device == control.DeviceTAP {
+		open = a.openTAP
 	}
-	dev, err := tunnel.Open(f, a.l.rec.MTU)
+	dev, err := open(a.files[0])
 	if err != nil {
 		return control.Errorf(control.CodeDescriptor, "%v", err)
 	}
-	a.files[0] = nil // Open owns it
+	a.files[0] = nil // the device owns it
 	a.dev = dev
 	a.undo.add(func(context.Context) {
 		if a.dev != nil {
@@ -203,6 +203,27 @@ func (a *attaching) device(context.Context) error {
 		}
 	})
 	return nil
+}
+
+func (a *attaching) openTUN(f *os.File) (tunnel.Device, error) {
+	return tunnel.Open(f, a.l.rec.MTU)
+}
+
+// openTAP does not pin the MAC address: plugins that run later in a list may
+// change it (tuning), and nobody but the switch is on the wire to be deceived.
+func (a *attaching) openTAP(f *os.File) (tunnel.Device, error) {
+	rec := a.l.rec
+	if rec.MAC == "" {
+		if err := tunnel.ValidateTAP(f); err != nil {
+			return nil, err
+		}
+		mac, err := tunnel.HardwareAddr(f)
+		if err != nil {
+			return nil, err
+		}
+		rec.MAC = mac.String()
+	}
+	return tunnel.OpenTAP(f, rec.MTU, tunnel.TAPConfig{Addrs: rec.hosts()})
 }
 
 // join puts the link into the switch and into the tables.
@@ -216,11 +237,7 @@ func (a *attaching) join(ctx context.Context) error {
 		a.n.freeNamesLocked(key)
 		d.mu.Unlock()
 	})
-	var addrs []netip.Addr
-	for _, p := range a.l.rec.Addrs {
-		addrs = append(addrs, p.Addr())
-	}
-	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{Name: a.names.link, Addrs: addrs, Aliases: a.names.aliases, MTU: a.l.rec.MTU})
+	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU})
 	switch {
 	case errors.Is(err, netstack.ErrAddressInUse):
 		return control.Errorf(control.CodeAddressInUse, "%v", err)

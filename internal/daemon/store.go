@@ -60,6 +60,8 @@ type linkRecord struct {
 	Addrs     []netip.Prefix        `json:"addrs,omitempty"`
 	Gateways  []netip.Addr          `json:"gateways,omitempty"`
 	MTU       int                   `json:"mtu"`
+	Device    string                `json:"device,omitempty"` // empty: control.DeviceTUN
+	MAC       string                `json:"mac,omitempty"`    // of a TAP
 	Ephemeral bool                  `json:"ephemeral,omitempty"`
 	Created   time.Time             `json:"created"`
 	Published []control.Publication `json:"published,omitempty"`
@@ -67,6 +69,15 @@ type linkRecord struct {
 
 func (r *linkRecord) key() control.LinkKey {
 	return control.LinkKey{Network: r.Network, Container: r.Container, IfName: r.IfName}
+}
+
+// hosts are the link's addresses without their subnets' lengths.
+func (r *linkRecord) hosts() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range r.Addrs {
+		out = append(out, p.Addr())
+	}
+	return out
 }
 
 func linkOwner(key control.LinkKey) ipam.Owner { return ipam.Owner(key.String()) }

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/tunnel"
 )
 
 // checkAttach checks everything about a request that can be checked without
@@ -19,6 +21,9 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 	}
 	if req.BootID != "" && req.BootID != d.bootID {
 		return control.Errorf(control.CodeInvalid, "bootID %q is not this machine's boot %q: the caller's and the daemon's machines differ", req.BootID, d.bootID)
+	}
+	if err := checkDevice(req); err != nil {
+		return err
 	}
 	if err := checkAttachAddrs(req); err != nil {
 		return err
@@ -37,6 +42,30 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 		}
 	}
 	return checkDNSConf(req.DNS)
+}
+
+// checkDevice checks the kind of the device and its MAC address, which is
+// brought into the usual form in place.
+func checkDevice(req *control.AttachRequest) error {
+	switch req.Device {
+	case "", control.DeviceTUN, control.DeviceTAP:
+	default:
+		return control.Errorf(control.CodeInvalid, "device %q: want %q or %q", req.Device, control.DeviceTUN, control.DeviceTAP)
+	}
+	if req.MAC == "" {
+		return nil
+	}
+	mac, err := net.ParseMAC(req.MAC)
+	switch {
+	case req.Device != control.DeviceTAP:
+		return control.Errorf(control.CodeInvalid, "mac %q: only a TAP has a MAC address; ask for device %q, or leave it out", req.MAC, control.DeviceTAP)
+	case err != nil || len(mac) != 6 || mac[0]&1 != 0 || [6]byte(mac) == [6]byte{}:
+		return control.Errorf(control.CodeInvalid, "mac %q: want six bytes that name one interface, not a group", req.MAC)
+	case slices.Equal(mac, tunnel.DefaultGatewayMAC):
+		return control.Errorf(control.CodeInvalid, "mac %q is the gateway's; want another", req.MAC)
+	}
+	req.MAC = mac.String()
+	return nil
 }
 
 func checkAttachAddrs(req *control.AttachRequest) error {
