@@ -38,6 +38,10 @@ type Config struct {
 	// Setup and Teardown are shell commands that are run in the host namespace
 	// before the first case and after the last. Empty: nothing.
 	Setup, Teardown string
+	// Dir is an empty directory for what the run needs, which the caller removes.
+	// Its path should be short: sockets may be in it. Empty: one is made in the
+	// system's directory for temporary files, and removed.
+	Dir string
 	// Parallel is how many containers are added and deleted at once. Zero: 8;
 	// at most 64.
 	Parallel int

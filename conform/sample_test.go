@@ -266,7 +266,7 @@ func (s *sample) allocate() (netip.Addr, error) {
 		addr = addr.Next()
 	}
 	if s.fault("no-lock") {
-		<-time.After(20 * time.Millisecond) // make sure of the race
+		<-time.After(200 * time.Millisecond) // make sure of the race
 	}
 	return addr, nil
 }
@@ -309,7 +309,7 @@ func (s *sample) add() (string, error) {
 		if err := os.WriteFile(s.file+".half", nil, 0o600); err != nil {
 			return "", err
 		}
-		<-time.After(20 * time.Millisecond)
+		<-time.After(200 * time.Millisecond) // a time to be killed in
 		defer os.Remove(s.file + ".half")
 	}
 	var mac string

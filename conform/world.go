@@ -47,10 +47,12 @@ func newWorld(ctx context.Context, conf Config) (*world, error) {
 	var done undo.List
 	defer done.Run()
 	var err error
-	if w.dir, err = os.MkdirTemp("", "cni-conform-"); err != nil {
-		return nil, err
+	if w.dir = conf.Dir; w.dir == "" {
+		if w.dir, err = os.MkdirTemp("", "cni-conform-"); err != nil {
+			return nil, err
+		}
+		done.Add(func() { os.RemoveAll(w.dir) })
 	}
-	done.Add(func() { os.RemoveAll(w.dir) })
 	if w.host, err = netns.New(); err != nil {
 		return nil, fmt.Errorf("host namespace: %w; the suite needs root, or a user namespace of its own", err)
 	}

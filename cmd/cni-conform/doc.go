@@ -8,8 +8,8 @@
 //
 // # Two processes
 //
-// The process that the user starts opens the output and starts itself again in
-// new mount and process namespaces, and as another user than root in a user
+// The process that the user starts opens the output, makes a temporary directory
+// and starts itself again in new mount and process namespaces, and as another user than root in a user
 // namespace. The second process is the first of its process namespace: when it
 // ends, however it does, the kernel ends all that plugins and hooks left running,
 // and unmounts all that was mounted. The directories of the option --private are

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideVar is set for the process that runs the suite.
+// insideVar is set for the process that runs the suite: the directory to do it
+// in.
 const insideVar = "CNI_CONFORM_INSIDE"
 
 // outside starts this program again in namespaces of its own, and waits for it.
@@ -31,9 +32,14 @@ func (o *options) outside(args []string, stdout, stderr *os.File) (int, error) {
 	if err != nil {
 		return usageStatus, err
 	}
+	dir, err := os.MkdirTemp("", "cni-conform-")
+	if err != nil {
+		return usageStatus, err
+	}
+	defer os.RemoveAll(dir) // here, because the second process may be killed
 	child := exec.Command("/proc/self/exe", args...)
 	child.Args[0] = os.Args[0]
-	child.Env = append(os.Environ(), insideVar+"=1")
+	child.Env = append(os.Environ(), insideVar+"="+dir)
 	child.Stdin, child.Stdout, child.Stderr = nil, stdout, stderr
 	// A group of its own, so that a terminal's Ctrl-C comes through here and once.
 	// The death signal is tied to the thread that starts the child; no thread of
@@ -81,7 +87,7 @@ func makeDirs(dirs []string) (made []string, err error) {
 		}
 		made = append(missing, made...)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return made, fmt.Errorf("--private: %w", err)
+			return made, fmt.Errorf("%w; name other directories with --private, or none with --private=", err)
 		}
 	}
 	return made, nil

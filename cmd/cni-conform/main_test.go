@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
+	// With the race detector every process sleeps for a second at its end, unless
+	// told otherwise.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	nstest.Main(m)
 }
 
@@ -188,8 +191,10 @@ func TestNetnsInterrupted(t *testing.T) {
 		"twice": {2, fmt.Sprintf("sleep %d", marker()), usageStatus},
 	} {
 		t.Run(name, func(t *testing.T) {
+			temp := t.TempDir()
 			begun := filepath.Join(t.TempDir(), "begun")
 			cmd, stdout, stderr := program(t, append(plugin(t, "touch "+begun+"; "+test.script), "--run", "^VERSION/")...)
+			cmd.Env = append(cmd.Env, "TMPDIR="+temp)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -214,6 +219,9 @@ func TestNetnsInterrupted(t *testing.T) {
 			}
 			if running(t, marker()) {
 				t.Error("the plugin is still running")
+			}
+			if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+				t.Errorf("left in the directory for temporary files: %v, %v", left, err)
 			}
 		})
 	}

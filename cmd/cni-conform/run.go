@@ -64,6 +64,7 @@ func (o *options) try(stdout, stderr *os.File) (int, error) {
 	if err := enclose(o.private); err != nil {
 		return usageStatus, err
 	}
+	o.Dir = os.Getenv(insideVar)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if o.verbose {
