@@ -56,6 +56,7 @@ const (
 	DropICMPError                  // ICMP error from a container: it may only concern flows that are terminated here
 	DropStack                      // the TCP stack took it no further
 	DropRepeatedSYN                // SYN of a connection whose host side is being dialled
+	DropBandwidth                  // would have to wait too long for the link's rate
 	numDropReasons
 )
 
@@ -72,7 +73,7 @@ var dropNames = [numDropReasons]string{
 	DropUnsolicited: "unsolicited", DropHostSend: "host_send", DropDeviceFull: "device_full",
 	DropDeviceGone: "device_gone", DropDeviceDown: "device_down", DropDeviceFrame: "device_frame",
 	DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
-	DropRepeatedSYN: "repeated_syn",
+	DropRepeatedSYN: "repeated_syn", DropBandwidth: "bandwidth",
 }
 
 // maxDropReasons bounds the counters of a link: the switch's own reasons and

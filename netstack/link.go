@@ -34,6 +34,11 @@ type LinkConfig struct {
 
 	// Limits override the network's, field by field. Nil: the network's.
 	Limits *Limits
+
+	// Bandwidth limits what the link carries. Packets from the container wait
+	// in its own queue; of those to the container 0.1 s worth wait, more are
+	// dropped. Zero: no limit.
+	Bandwidth Bandwidth
 }
 
 // Link is one container's attachment to a network. Its methods are safe for
@@ -46,6 +51,8 @@ type Link struct {
 	mtu     int
 	limits  Limits
 	dev     tunnel.Device
+	pacer   *bucket // the reader's; nil: no limit
+	shaper  *shaper // of packets to the container; nil: no limit
 
 	newFlows   *rate.Limiter
 	icmpErrors *rate.Limiter
@@ -55,7 +62,8 @@ type Link struct {
 	nat        linkNAT
 
 	once sync.Once
-	wg   sync.WaitGroup // the reader
+	stop chan struct{}  // closed when detaching begins
+	wg   sync.WaitGroup // the reader, the shaper
 	gone chan struct{}  // closed when the link is detached whole
 	err  error          // why; set before gone closes
 }
@@ -129,6 +137,7 @@ func (l *Link) Detach(ctx context.Context) error {
 // reader start it, once.
 func (l *Link) detach(cause error) {
 	l.s.removeLink(l)
+	close(l.stop)
 	l.dev.Close()
 	l.wg.Wait()
 	l.s.tcp.linkGone(l)
@@ -158,6 +167,10 @@ func (l *Link) readLoop() {
 			l.drop(reason)
 			continue
 		}
+		if !l.pacer.pace(f.pkt.Len, l.stop) {
+			l.drop(DropDeviceGone)
+			continue
+		}
 		l.counters.packets[fromContainer].Add(1)
 		l.counters.bytes[fromContainer].Add(uint64(f.pkt.Len))
 		l.captures.see(true, f.bufs, 0)
@@ -175,6 +188,15 @@ func (l *Link) send(bufs [][]byte) {
 	for _, b := range bufs {
 		n += len(b)
 	}
+	if l.shaper == nil {
+		l.write(bufs, n)
+	} else if !l.shaper.add(bufs, n) {
+		l.drop(DropBandwidth)
+	}
+}
+
+// write writes a frame whose packet has n bytes to the device.
+func (l *Link) write(bufs [][]byte, n int) {
 	if err := l.dev.WriteFrame(bufs); err != nil {
 		l.drop(dropForDevice(err))
 		return

@@ -29,7 +29,8 @@ type pair struct {
 	addrs [2][2]netip.Addr // of each container: IPv4, IPv6
 }
 
-func newPair(t *testing.T, kinds [2]device) *pair {
+// newPair attaches two containers, with the bandwidths given.
+func newPair(t *testing.T, kinds [2]device, limits ...netstack.Bandwidth) *pair {
 	t.Helper()
 	nstest.Require(t)
 	checkLeaks(t)
@@ -61,7 +62,11 @@ func newPair(t *testing.T, kinds [2]device) *pair {
 				{Dst: netip.MustParsePrefix("::/0"), Gateway: gateway6},
 			},
 		})
-		if p.links[i], err = s.Attach(dev, netstack.LinkConfig{Name: [2]string{"a", "b"}[i], Addrs: addrs[:]}); err != nil {
+		cfg := netstack.LinkConfig{Name: [2]string{"a", "b"}[i], Addrs: addrs[:]}
+		if len(limits) > i {
+			cfg.Bandwidth = limits[i]
+		}
+		if p.links[i], err = s.Attach(dev, cfg); err != nil {
 			t.Fatal(err)
 		}
 	}

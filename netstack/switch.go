@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gaissmai/bart"
 	"golang.org/x/time/rate"
@@ -120,6 +121,10 @@ func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	s.rebuildNamesLocked()
 	l.wg.Add(1)
 	go l.readLoop()
+	if l.shaper != nil {
+		l.wg.Add(1)
+		go l.shapeLoop()
+	}
 	s.log.Debug("link attached", "link", l.name, "addrs", l.addrs)
 	return l, nil
 }
@@ -155,6 +160,9 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 		s: s, name: cfg.Name, aliases: aliases, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev,
 		newFlows:   rate.NewLimiter(rate.Limit(limits.NewFlows), int(2*limits.NewFlows)),
 		icmpErrors: rate.NewLimiter(rate.Limit(limits.ICMPErrors), int(limits.ICMPErrors)),
+		pacer:      newBucket(cfg.Bandwidth.FromContainer, time.Now()),
+		shaper:     newShaper(cfg.Bandwidth.ToContainer),
+		stop:       make(chan struct{}),
 		gone:       make(chan struct{}),
 	}, nil
 }

@@ -30,6 +30,8 @@ type config struct {
 	// Device is the kind of the container's interface, control.DeviceTUN or
 	// control.DeviceTAP. The key "device", default "tun".
 	Device string
+	// Bandwidth is what the configuration itself limits.
+	Bandwidth bandwidth
 	// MTU of the device in bytes. 0: the network's.
 	MTU int
 	// Internal networks have no way out: no egress, no default route.
@@ -73,6 +75,10 @@ var fields = map[string]field{
 	"socket":                    decodeSocket,
 	"device":                    decodeDevice,
 	"mtu":                       decodeMTU,
+	"ingressRate":               limit(func(b *bandwidth) *uint64 { return &b.IngressRate }),
+	"ingressBurst":              limit(func(b *bandwidth) *uint64 { return &b.IngressBurst }),
+	"egressRate":                limit(func(b *bandwidth) *uint64 { return &b.EgressRate }),
+	"egressBurst":               limit(func(b *bandwidth) *uint64 { return &b.EgressBurst }),
 	"internal":                  func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Internal) },
 	"autostart":                 func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Autostart) },
 	"ipam":                      decodeIPAM,
@@ -124,13 +130,25 @@ func parseConfig(data []byte, how strictness) (*config, error) {
 	}
 	if how == lenient {
 		faults = slices.DeleteFunc(faults, func(e *types.Error) bool { return e.Code != types.ErrDecodingFailure })
-	} else if c.MTU != 0 && c.MTU < minMTU(c) {
-		faults = append(faults, badValue("mtu", c.MTU, "IPv6 needs at least 1280 (RFC 8200 section 5)"))
+	} else {
+		faults = append(faults, c.disagreements()...)
 	}
 	if c.Name == "" && len(faults) == 0 {
 		faults = append(faults, fail(types.ErrInvalidNetworkConfig, `missing key "name": the network's name`))
 	}
 	return c, joinFaults(faults)
+}
+
+// disagreements are the faults of keys that are right each for itself.
+func (c *config) disagreements() []*types.Error {
+	var faults []*types.Error
+	if err := c.Bandwidth.check(""); err != nil {
+		faults = append(faults, err)
+	}
+	if c.MTU != 0 && c.MTU < minMTU(c) {
+		faults = append(faults, badValue("mtu", c.MTU, "IPv6 needs at least 1280 (RFC 8200 section 5)"))
+	}
+	return faults
 }
 
 // joinFaults makes one CNI error of several.

@@ -136,7 +136,12 @@ func TestParseConfigFaults(t *testing.T) {
 		{`{"name":"n","ipam":{"routes":[{"dst":"10.0.0.0/8","gw":"fd01::1"}]}}`, 7, []string{`"ipam.routes"`, "families"}},
 		{`{"name":"n","runtimeConfig":[]}`, 7, []string{`"runtimeConfig"`}},
 		{`{"name":"n","runtimeConfig":{"deviceID":"0000:01"}}`, 105, []string{"runtimeConfig.deviceID", "0000:01", "capabilities"}},
-		{`{"name":"n","runtimeConfig":{"bandwidth":{"IngressRate":1000}}}`, 105, []string{"runtimeConfig.bandwidth", "1000"}},
+		{`{"name":"n","runtimeConfig":{"bandwidth":{"IngressRate":1000}}}`, 7, []string{"runtimeConfig.bandwidth.ingressRate", "1000", "ingressBurst"}},
+		{`{"name":"n","runtimeConfig":{"bandwidth":{"egressBurst":1000}}}`, 7, []string{"runtimeConfig.bandwidth.egressBurst", "1000", "egressRate"}},
+		{`{"name":"n","runtimeConfig":{"bandwidth":{"egressRate":1,"egressBurst":34359738360}}}`, 7, []string{"egressBurst", "34359738360", "4 GiB"}},
+		{`{"name":"n","runtimeConfig":{"bandwidth":{"egressRate":-1,"egressBurst":1}}}`, 7, []string{"runtimeConfig.bandwidth", "-1"}},
+		{`{"name":"n","egressRate":1000}`, 7, []string{`"egressRate"`, "1000", "egressBurst"}},
+		{`{"name":"n","ingressRate":"1M"}`, 7, []string{`"ingressRate"`, "1M"}},
 		{`{"name":"n","runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"sctp"}]}}`, 105, []string{"sctp"}},
 		{`{"name":"n","runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"icmp"}]}}`, 7, []string{"icmp"}},
 		{`{"name":"n","runtimeConfig":{"portMappings":[{"hostPort":0,"containerPort":80}]}}`, 7, []string{"hostPort"}},
@@ -150,6 +155,30 @@ func TestParseConfigFaults(t *testing.T) {
 		t.Run(test.text[:min(len(test.text), 90)], func(t *testing.T) { wantError(t, err, test.code, test.words...) })
 		if c, err := parseConfig([]byte(test.text), lenient); err != nil || c.Name != "n" {
 			t.Errorf("%s: a DEL is refused: %v", test.text, err)
+		}
+	}
+}
+
+// TestBandwidth: of capability and keys the stricter holds; bursts that are no choice of
+// anybody's are the daemon's affair.
+func TestBandwidth(t *testing.T) {
+	none := control.Rate{}
+	for text, want := range map[string]*control.Bandwidth{
+		`{"name":"n"}`: nil,
+		`{"name":"n","ingressRate":8000,"ingressBurst":800}`:                                                                              {ToContainer: control.Rate{BitsPerSecond: 8000, BurstBits: 800}, FromContainer: none},
+		`{"name":"n","ingressRate":1,"ingressBurst":1,"runtimeConfig":{"bandwidth":{"EgressRate":8000,"EgressBurst":4294967295}}}`:        {FromContainer: control.Rate{BitsPerSecond: 8000}, ToContainer: control.Rate{BitsPerSecond: 1, BurstBits: 1}},
+		`{"name":"n","runtimeConfig":{"bandwidth":{"egressRate":7,"egressBurst":34359738359,"ingressRate":9,"ingressBurst":4294967294}}}`: {FromContainer: control.Rate{BitsPerSecond: 7}, ToContainer: control.Rate{BitsPerSecond: 9, BurstBits: 4294967294}},
+		`{"name":"n","ingressRate":1,"ingressBurst":1,"runtimeConfig":{"bandwidth":{"IngressRate":0,"EgressRate":0}}}`:                    {ToContainer: control.Rate{BitsPerSecond: 1, BurstBits: 1}},
+		`{"name":"n","ingressRate":5,"ingressBurst":6,"runtimeConfig":{"bandwidth":{"ingressRate":3,"ingressBurst":4}}}`:                  {ToContainer: control.Rate{BitsPerSecond: 3, BurstBits: 4}},
+		`{"name":"n","ingressRate":3,"ingressBurst":4,"runtimeConfig":{"bandwidth":{"ingressRate":5,"ingressBurst":6}}}`:                  {ToContainer: control.Rate{BitsPerSecond: 3, BurstBits: 4}},
+	} {
+		c, err := parseConfig([]byte(text), strict)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if diff := cmp.Diff(want, c.bandwidth()); diff != "" {
+			t.Errorf("%s: %s", text, diff)
 		}
 	}
 }

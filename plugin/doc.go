@@ -55,6 +55,13 @@
 // administered, or the one that the runtime asked for (podman network reload
 // asks for the one it was told). It is reported and never on a wire.
 //
+// # Bandwidth
+//
+// The capability bandwidth, and the keys ingressRate, ingressBurst, egressRate
+// and egressBurst of the configuration, are limits that the switch keeps; the
+// stricter holds. Ingress is into the container. A burst that stands for "no
+// choice" (containerd's, CRI-O's) is what the rate carries in 50 ms.
+//
 // # The daemon is not there
 //
 // ADD, GC and STATUS start it unless the configuration says "autostart": false.

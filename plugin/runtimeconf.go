@@ -25,6 +25,7 @@ type runtimeConfig struct {
 	DNS          *runtimeDNS
 	IPRanges     [][]control.Range
 	Aliases      []string
+	Bandwidth    bandwidth
 }
 
 // portMapping is one entry of the capability portMappings.
@@ -195,22 +196,6 @@ func decodeAliases(c *config, raw json.RawMessage) error {
 	// "name" < "runtimeConfig" makes it known here.
 	c.Runtime.Aliases = byNetwork[c.Name]
 	return nil
-}
-
-// decodeBandwidth refuses limits: nothing in the switch enforces them yet, and
-// a limit that is silently none is worse than an error. Zeros ask for none.
-func decodeBandwidth(_ *config, raw json.RawMessage) error {
-	var bw struct {
-		IngressRate, IngressBurst, EgressRate, EgressBurst uint64
-	}
-	if err := json.Unmarshal(raw, &bw); err != nil {
-		return err
-	}
-	if bw.IngressRate == 0 && bw.EgressRate == 0 {
-		return nil
-	}
-	return fail(ErrCapability, "capability argument %q: %s: usernet cannot limit bandwidth; remove \"bandwidth\" from the configuration's capabilities, or the limit from the container",
-		"runtimeConfig.bandwidth", compact(raw))
 }
 
 // sets returns the ranges to lease from. Those of the runtime come first, as

@@ -54,9 +54,8 @@ type conflistRange struct {
 }
 
 // conflistCapabilities are the arguments of runtimes that the plugin honours.
-// Bandwidth is not among them: a limit that is not enforced must not be promised.
 var conflistCapabilities = map[string]bool{
-	"portMappings": true, "ips": true, "mac": true, "aliases": true, "dns": true, "ipRanges": true,
+	"portMappings": true, "ips": true, "mac": true, "aliases": true, "dns": true, "ipRanges": true, "bandwidth": true,
 }
 
 // conflistFlags say what a conflist is to hold.

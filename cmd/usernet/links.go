@@ -116,6 +116,7 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 		{"Gateways", list(l.Gateways)},
 		{"Device", device(l)},
 		{"MTU", strconv.Itoa(l.MTU)},
+		{"Limits", bandwidth(l.Bandwidth)},
 		{"Names", strings.Join(l.Names, ", ")},
 		{"Ports", strings.ReplaceAll(ports(l.Publications), ",", "\n")},
 		{"Namespace", "net:[" + strconv.FormatUint(l.Netns, 10) + "]"},
@@ -130,6 +131,23 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 		}
 	}
 	a.printFields(fields)
+}
+
+// bandwidth tells a link's limits, empty for none.
+func bandwidth(b *control.Bandwidth) string {
+	if b == nil {
+		return ""
+	}
+	var all []string
+	for _, way := range []struct {
+		name string
+		rate control.Rate
+	}{{"sends", b.FromContainer}, {"receives", b.ToContainer}} {
+		if way.rate.BitsPerSecond > 0 {
+			all = append(all, fmt.Sprintf("%s %g Mbit/s", way.name, float64(way.rate.BitsPerSecond)/1e6))
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // device is the kind of a link's device, with the MAC address of a TAP.

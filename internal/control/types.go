@@ -61,6 +61,18 @@ const (
 	DeviceTAP = "tap" // layer 2: Ethernet frames, to a switch that answers for every neighbour
 )
 
+// Rate limits one direction of a link; burst bits may pass at once.
+type Rate struct {
+	BitsPerSecond uint64 `json:"bitsPerSecond,omitempty"` // of IP packets; 0: no limit
+	BurstBits     uint64 `json:"burstBits,omitempty"`     // 0: what the rate carries in 50 ms
+}
+
+// Bandwidth limits what a link carries.
+type Bandwidth struct {
+	FromContainer Rate `json:"fromContainer,omitzero"`
+	ToContainer   Rate `json:"toContainer,omitzero"`
+}
+
 // AttachRequest asks for a link (POST /v1/links). The request carries
 // descriptors: first the TUN or TAP, then one listening TCP socket or bound UDP
 // socket for each of Publications that has FD set, in their order.
@@ -74,6 +86,8 @@ type AttachRequest struct {
 
 	Device string `json:"device,omitempty"` // kind of the first descriptor, "tun" or "tap"; empty: "tun"
 	MAC    string `json:"mac,omitempty"`    // address that the interface of a TAP gets, told by GET /v1/links; empty: the one it has
+
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"` // absent: no limit
 
 	Sets     [][]Range `json:"sets,omitempty"`     // creates the network when absent, must agree with it when present; one address per set
 	Internal bool      `json:"internal,omitempty"` // of the network when this request creates it: no egress
@@ -157,6 +171,7 @@ type Link struct {
 	Addrs        []netip.Prefix `json:"addrs"`
 	Gateways     []netip.Addr   `json:"gateways,omitempty"`
 	MTU          int            `json:"mtu"`
+	Bandwidth    *Bandwidth     `json:"bandwidth,omitempty"`
 	Device       string         `json:"device"`        // "tun" or "tap"
 	MAC          string         `json:"mac,omitempty"` // of a TAP, as it was attached
 	Ephemeral    bool           `json:"ephemeral,omitempty"`

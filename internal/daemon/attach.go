@@ -129,7 +129,7 @@ func (a *attaching) intent(context.Context) error {
 		rec: &linkRecord{
 			Network: req.Network, Container: req.Container, IfName: req.IfName, State: control.LinkAttaching,
 			BootID: a.d.bootID, Netns: req.Netns, Owner: req.Owner, Hostname: req.Hostname, Aliases: req.Aliases,
-			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
+			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Bandwidth: req.Bandwidth, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
 		},
 	}
 	if a.l.rec.MTU == 0 {
@@ -237,7 +237,11 @@ func (a *attaching) join(ctx context.Context) error {
 		a.n.freeNamesLocked(key)
 		d.mu.Unlock()
 	})
-	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU})
+	cfg := netstack.LinkConfig{Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU}
+	if b := a.req.Bandwidth; b != nil {
+		cfg.Bandwidth = netstack.Bandwidth{FromContainer: netstack.Rate(b.FromContainer), ToContainer: netstack.Rate(b.ToContainer)}
+	}
+	sl, err := a.n.sw.Attach(a.dev, cfg)
 	switch {
 	case errors.Is(err, netstack.ErrAddressInUse):
 		return control.Errorf(control.CodeAddressInUse, "%v", err)

@@ -42,6 +42,7 @@ var (
 var limitReasons = map[string]string{
 	"flow_rate": "new_flows", "flow_limit": "flows", "dial_limit": "dials", "reassembly": "fragments",
 	"dns_limit": "dns", "device_full": "device_queue",
+	"bandwidth": "bandwidth",
 }
 
 func newMetrics(d *Daemon) *metrics {

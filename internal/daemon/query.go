@@ -23,7 +23,7 @@ func (d *Daemon) describeLink(l *link) control.Link {
 		ID: r.key().String(), Network: r.Network, Container: r.Container, IfName: r.IfName, State: l.state,
 		Owner: r.Owner, Netns: r.Netns, Hostname: r.Hostname, Aliases: r.Aliases, Names: r.Names,
 		Addrs: r.Addrs, Gateways: r.Gateways, MTU: r.MTU, Ephemeral: r.Ephemeral, Created: r.Created,
-		Device: cmp.Or(r.Device, control.DeviceTUN), MAC: r.MAC,
+		Device: cmp.Or(r.Device, control.DeviceTUN), MAC: r.MAC, Bandwidth: r.Bandwidth,
 		Publications: l.publishedLocked(),
 	}
 	if l.state == control.LinkLost {

@@ -62,6 +62,7 @@ type linkRecord struct {
 	MTU       int                   `json:"mtu"`
 	Device    string                `json:"device,omitempty"` // empty: control.DeviceTUN
 	MAC       string                `json:"mac,omitempty"`    // of a TAP
+	Bandwidth *control.Bandwidth    `json:"bandwidth,omitempty"`
 	Ephemeral bool                  `json:"ephemeral,omitempty"`
 	Created   time.Time             `json:"created"`
 	Published []control.Publication `json:"published,omitempty"`

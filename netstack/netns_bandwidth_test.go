@@ -1,0 +1,87 @@
+package netstack_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nstest"
+	"github.com/usernet/usernet/netstack"
+)
+
+// iperf measures TCP from one namespace to an address of another, in bits a
+// second, without its first second.
+func iperf(t *testing.T, from, to *netns.Handle, addr netip.Addr) float64 {
+	t.Helper()
+	server := exec.Command("iperf3", "-s", "-1", "-B", addr.String())
+	nstest.Start(t, to, server)
+	nstest.WaitFor(t, testTimeout, func() bool {
+		return strings.Contains(nstest.Exec(t, to, "ss", "-Hltn"), ":5201")
+	})
+	out, err := nstest.TryExec(t, from, "iperf3", "-J", "-c", addr.String(), "-O", "1", "-t", "2")
+	var result struct {
+		End struct {
+			Received struct {
+				BitsPerSecond float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		}
+		Error string
+	}
+	if jsonErr := json.Unmarshal([]byte(out), &result); err != nil || jsonErr != nil || result.Error != "" {
+		t.Fatalf("iperf3: %v, %v, %s", err, jsonErr, result.Error)
+	}
+	_ = server.Wait() // -1: it ends with its client
+	return result.End.Received.BitsPerSecond
+}
+
+// TestNetnsBandwidth: TCP gets the rate of either direction within a tenth, and
+// the other direction does not suffer.
+func TestNetnsBandwidth(t *testing.T) {
+	requireTools(t, "iperf3", "ping")
+	for _, mbit := range []uint64{5, 100} {
+		r := netstack.Rate{BitsPerSecond: mbit * 1e6}
+		for name, limits := range map[string][]netstack.Bandwidth{
+			"FromContainer": {{FromContainer: r}, {}},
+			"ToContainer":   {{}, {ToContainer: r}},
+		} {
+			t.Run(fmt.Sprintf("%s/%dMbit", name, mbit), func(t *testing.T) {
+				p := newPair(t, kinds["TUNtoTUN"], limits...)
+				for family := range 2 {
+					got := iperf(t, p.ns[0], p.ns[1], p.addrs[1][family])
+					t.Logf("%.1f Mbit/s of %d; drops %v", got/1e6, mbit, p.links[1].Stats().Drops)
+					if want := float64(mbit) * 1e6; got < 0.9*want || got > 1.1*want {
+						t.Errorf("%.1f Mbit/s, want %d within a tenth", got/1e6, mbit)
+					}
+				}
+				begin := time.Now()
+				sendAcross(t, p.ns[1], p.ns[0], p.addrs[0][0], 8<<20)
+				if took := time.Since(begin); took > 3*time.Second {
+					t.Errorf("the other direction took %v for 8 MiB", took)
+				}
+			})
+		}
+	}
+}
+
+// TestNetnsBandwidthLetsGo: a link that waits for its rate, in both directions,
+// is detached at once.
+func TestNetnsBandwidthLetsGo(t *testing.T) {
+	slow := netstack.Rate{BitsPerSecond: 8, BurstBits: 8}
+	p := newPair(t, kinds["TUNtoTUN"], netstack.Bandwidth{FromContainer: slow}, netstack.Bandwidth{ToContainer: slow})
+	for i, to := range []netip.Addr{p.addrs[1][0], p.addrs[0][0]} {
+		if _, err := nstest.TryExec(t, p.ns[i], "ping", "-n", "-c", "1", "-W", "1", to.String()); err == nil {
+			t.Error("a ping passes at 8 bit/s")
+		}
+	}
+	for _, link := range p.links {
+		begin := time.Now()
+		if err := link.Detach(t.Context()); err != nil || time.Since(begin) > time.Second {
+			t.Errorf("detach: %v after %v", err, time.Since(begin))
+		}
+	}
+}
