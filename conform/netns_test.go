@@ -47,7 +47,7 @@ func mustRun(t *testing.T, conf Config) *Report {
 func TestNetnsSampleConforms(t *testing.T) {
 	conf := sampleSetup(t, ".")
 	conf.Settle = 5 * time.Second
-	conf.Versions = []string{"0.2.0", "0.3.1", "1.1.0"} // one of each shape of results
+	conf.Versions = []string{"0.1.0", "0.3.1", "1.1.0"} // one of each shape of results
 	report := mustRun(t, conf)
 	for _, r := range report.Results {
 		if r.Verdict != Passed {
