@@ -20,7 +20,7 @@ import (
 type Process struct {
 	// Env is the environment, in the form of os.Environ.
 	Env []string
-	// Stdin gives the network configuration. VERSION does not read it.
+	// Stdin gives the network configuration. VERSION may be asked without.
 	Stdin io.Reader
 	// Stdout takes one JSON document, or nothing.
 	Stdout io.Writer
@@ -98,7 +98,7 @@ func (i *invocation) run(ctx context.Context) error {
 		printAbout(i.Stderr, i.Release)
 		return nil
 	case cmdVersion:
-		return printVersions(i.Stdout)
+		return printVersions(i.Stdout, i.Stdin)
 	}
 	if err := i.read(); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -52,13 +53,14 @@ func negotiate(command, configured string) (string, error) {
 	return v, nil
 }
 
-// printVersions answers VERSION. The standard input is not read: libcni sends
-// an object that means nothing, and old runtimes send nothing.
-func printVersions(w io.Writer) error {
+// printVersions answers VERSION, in the version that it was asked in: since
+// 1.0.0 the specification wants it back (§5). Old runtimes send nothing, and
+// people at a terminal neither; they get the newest.
+func printVersions(w io.Writer, stdin io.Reader) error {
 	b, err := json.Marshal(struct {
 		CNIVersion        string   `json:"cniVersion"`
 		SupportedVersions []string `json:"supportedVersions"`
-	}{newestVersion, SupportedVersions})
+	}{askedVersion(stdin), SupportedVersions})
 	if err != nil {
 		return fmt.Errorf("encode the versions: %w", err)
 	}
@@ -67,6 +69,29 @@ func printVersions(w io.Writer) error {
 	}
 	return nil
 }
+
+// askedVersion reads the version of a VERSION request, the newest if there is
+// none that could be meant.
+func askedVersion(stdin io.Reader) string {
+	if f, ok := stdin.(*os.File); ok {
+		if fi, err := f.Stat(); err != nil || fi.Mode()&os.ModeCharDevice != 0 {
+			return newestVersion // a terminal would have to be waited for
+		}
+	}
+	if stdin == nil {
+		return newestVersion
+	}
+	var request struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if err := json.NewDecoder(io.LimitReader(stdin, maxVersionRequest)).Decode(&request); err != nil || request.CNIVersion == "" {
+		return newestVersion
+	}
+	return request.CNIVersion
+}
+
+// maxVersionRequest bounds what is read of a VERSION request, in bytes.
+const maxVersionRequest = 64 << 10
 
 // printAbout answers a start by hand, without CNI_COMMAND. The first line has
 // the shape that nerdctl and Nomad parse for a plugin's version.
