@@ -117,11 +117,18 @@ func TestRunWithoutCommand(t *testing.T) {
 	}
 }
 
+// TestRunVersion: the answer has the version of the question, the newest where
+// none was asked, and never fails.
 func TestRunVersion(t *testing.T) {
-	status, stdout, stderr := runWith(unreadable{t}, "CNI_COMMAND=VERSION", "CNI_NETNS=dummy", "CNI_IFNAME=dummy", "CNI_PATH=dummy")
-	const want = `{"cniVersion":"1.1.0","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}` + "\n"
-	if status != 0 || stdout != want || stderr != "" {
-		t.Errorf("status %d, stderr %q, stdout %s", status, stderr, stdout)
+	for stdin, version := range map[string]string{
+		"": "1.1.0", "{": "1.1.0", "{}": "1.1.0", "[1]": "1.1.0",
+		`{"cniVersion":"0.4.0"}`: "0.4.0", `{"cniVersion":"1.0.0","name":"n"}`: "1.0.0",
+	} {
+		status, stdout, stderr := runWith(strings.NewReader(stdin), "CNI_COMMAND=VERSION", "CNI_NETNS=dummy", "CNI_IFNAME=dummy", "CNI_PATH=dummy")
+		want := `{"cniVersion":"` + version + `","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}` + "\n"
+		if status != 0 || stdout != want || stderr != "" {
+			t.Errorf("asked %q: status %d, stderr %q, stdout %s", stdin, status, stderr, stdout)
+		}
 	}
 }
 
