@@ -11,4 +11,10 @@
 // A bed is a "host" namespace, in which daemon, runtime and plugins run, an
 // "outside" namespace joined to it by a cable, and containers, which are empty
 // namespaces. Runtimes get them by path.
+//
+// The bed of podman is a machine in the host namespace: mounts and processes of
+// its own, with /etc/containers, /run, images and libcni's state empty at first,
+// so that podman, plugins and an autostarted daemon find everything where users
+// have it. The machine's first process ends with the test, and all others with
+// it.
 package test
