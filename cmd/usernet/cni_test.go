@@ -47,6 +47,11 @@ func TestCNIInstall(t *testing.T) {
 	if status, out, _ := install(); status != 0 || out != "unchanged  "+pluginPath+"\nunchanged  "+confPath+"\n" {
 		t.Errorf("the second time: status %d, %q", status, out)
 	}
+	var found, said bytes.Buffer
+	run(context.Background(), []string{"doctor", "--bin-dir", bin, conf}, func(string) string { return "" }, nil, &found, &said)
+	if !strings.Contains(found.String(), "network web: nothing wrong") || !strings.Contains(found.String(), "usernet is "+pluginPath) {
+		t.Errorf("usernet doctor: %s%s", found.String(), said.String())
+	}
 
 	write(confPath, `{"name":"web","plugins":[{"type":"usernet","mtu":1400}]}`)
 	if status, _, stderr := install(); status != 1 || !strings.Contains(stderr, "--force replaces it") {

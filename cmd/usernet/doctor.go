@@ -11,15 +11,27 @@ import (
 )
 
 func (a *app) doctorCommand() *cobra.Command {
-	return a.jsonFlag(&cobra.Command{
-		Use:   "doctor",
-		Short: "Say what this machine lacks, and the command that mends it",
+	var binDirs []string
+	cmd := &cobra.Command{
+		Use:   "doctor [CONFLIST…]",
+		Short: "Say what this machine or a CNI configuration lacks, and what mends it",
 		Long: `Looks at what usernet needs of this machine, by trying it where that is harmless.
 A failure keeps "usernet run" from working at all; a warning costs a feature.
 
+With CNI configurations, or directories of them, it judges these instead: plugins
+chained after usernet that fail or break the container in silence, keys that ADD
+would refuse, capabilities, versions, overlapping subnets, executables, daemons,
+/dev/net/tun, the order of files, and podman's reservation of ports. Each finding
+says where it is, what happens, and the edit or command that mends it.
+
 Exit status: 1 when something failed, else 0.`,
-		Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Example: `  usernet doctor
+  usernet doctor /etc/cni/net.d
+  usernet doctor --bin-dir /opt/cni/bin --json web.conflist`,
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			if len(paths) > 0 {
+				return a.lintConflists(cmd.Context(), paths, binDirs)
+			}
 			checks := sandbox.Examine(cmd.Context())
 			checks = append(checks, a.examineDaemon(cmd.Context()))
 			failed := false
@@ -38,7 +50,9 @@ Exit status: 1 when something failed, else 0.`,
 			}
 			return nil
 		},
-	})
+	}
+	cmd.Flags().StringArrayVar(&binDirs, "bin-dir", nil, "`DIR` where the runtime looks for plugins (default: where podman and containerd do)")
+	return a.jsonFlag(cmd)
 }
 
 func (a *app) printChecks(checks []sandbox.Check) {

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/usernet/usernet/internal/cnilint"
+	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/plugin"
+)
+
+// lintConflists judges network configurations and prints what was found.
+func (a *app) lintConflists(ctx context.Context, paths, binDirs []string) error {
+	files, unreadable := readConflists(paths)
+	set := cnilint.Parse(files)
+	findings := append(unreadable, set.Lint(a.conflistFacts(ctx, set, binDirs))...)
+	if a.json {
+		if err := a.printJSON(findings); err != nil {
+			return err
+		}
+	} else {
+		a.printFindings(findings)
+	}
+	if slices.ContainsFunc(findings, func(f cnilint.Finding) bool { return f.Severity == cnilint.Error }) {
+		return &statusError{status: statusFailure}
+	}
+	return nil
+}
+
+// readConflists reads files and directories of them. What cannot be read is a
+// finding, so that the others are still judged.
+func readConflists(paths []string) (files []cnilint.File, findings []cnilint.Finding) {
+	fault := func(path, what, fix string) {
+		findings = append(findings, cnilint.Finding{Severity: cnilint.Error, Check: "read", File: path, What: what, Fix: fix})
+	}
+	read := func(path, dir string) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			fault(path, err.Error(), "correct the path, or its permissions")
+			return
+		}
+		files = append(files, cnilint.File{Path: path, Data: data, Dir: dir})
+	}
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil || !info.IsDir() {
+			read(path, "")
+			continue
+		}
+		entries, err := os.ReadDir(path) // sorted, as runtimes sort
+		if err != nil {
+			fault(path, err.Error(), "correct its permissions")
+			continue
+		}
+		before := len(files)
+		for _, e := range entries {
+			if slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(e.Name())) {
+				read(filepath.Join(path, e.Name()), path)
+			}
+		}
+		if len(files) == before {
+			fault(path, "no *.conflist in it: runtimes find no network", "usernet cni install --conf-dir "+path)
+		}
+	}
+	return files, findings
+}
+
+// pluginDirs are where podman, containerd and others look by default.
+func (a *app) pluginDirs() []string {
+	dirs := []string{"/opt/cni/bin", "/usr/local/libexec/cni", "/usr/libexec/cni", "/usr/local/lib/cni", "/usr/lib/cni"}
+	if own, _ := a.cniDirs(); !slices.Contains(dirs, own) {
+		dirs = append([]string{own}, dirs...)
+	}
+	return dirs
+}
+
+// conflistFacts looks up what the rules ask of the machine.
+func (a *app) conflistFacts(ctx context.Context, set *cnilint.Set, binDirs []string) cnilint.Facts {
+	if len(binDirs) == 0 {
+		binDirs = a.pluginDirs()
+	}
+	f := cnilint.Facts{
+		Keys: plugin.Keys(), Versions: plugin.SupportedVersions, Judge: plugin.Judge, PublishMode: "listen",
+		BinDirs: binDirs, Binaries: make(map[string]cnilint.Binary), Sockets: make(map[string]cnilint.Daemon),
+		TUN: tunDevice(), Podman: podmanAsRoot("/"),
+	}
+	for _, typ := range set.Types() {
+		if b, ok := findBinary(binDirs, typ); ok {
+			f.Binaries[typ] = b
+		}
+	}
+	for _, path := range set.Sockets() {
+		f.Sockets[path] = a.daemonAt(ctx, path)
+	}
+	_, err := exec.LookPath("usernet")
+	f.NoProgram = err != nil
+	return f
+}
+
+func findBinary(dirs []string, typ string) (cnilint.Binary, bool) {
+	for _, dir := range dirs {
+		path := filepath.Join(dir, typ)
+		info, err := os.Stat(path)
+		if err != nil {
+			continue
+		}
+		return cnilint.Binary{
+			Path: path, Ours: isOwnPlugin(path, nil) == nil,
+			NotExecutable: !info.Mode().IsRegular() || info.Mode()&0o111 == 0,
+		}, true
+	}
+	return cnilint.Binary{}, false
+}
+
+// daemonAt asks the daemon at a configuration's socket; "" is the default.
+func (a *app) daemonAt(ctx context.Context, path string) cnilint.Daemon {
+	d := cnilint.Daemon{Path: path}
+	if path == "" {
+		d.Path = a.socketPath()
+	}
+	if d.Path == "" {
+		d.Path = control.DefaultSocket()
+	}
+	status, err := control.Dial(d.Path).Status(ctx, "")
+	switch {
+	case errors.Is(err, control.ErrNotRunning):
+	case err != nil:
+		d.Problem = err.Error()
+	case !status.Ready:
+		d.Problem = "the daemon is not ready"
+		for _, p := range status.Problems {
+			d.Problem += ": " + p.Message
+		}
+	default:
+		d.Running = true
+		d.About = fmt.Sprintf("%s, pid %d", status.Version, status.PID)
+	}
+	return d
+}
+
+func tunDevice() *cnilint.Device {
+	info, err := os.Stat("/dev/net/tun")
+	if err != nil {
+		return &cnilint.Device{Missing: errors.Is(err, fs.ErrNotExist), Mode: err.Error()}
+	}
+	return &cnilint.Device{ForAll: info.Mode()&0o006 == 0o006, Mode: fmt.Sprintf("%#o", info.Mode().Perm())}
+}
+
+// podmanAsRoot reads what root's podman is told about ports; nil if there is no
+// podman below root. Later files win (containers.conf(5)).
+func podmanAsRoot(root string) *cnilint.Podman {
+	if _, err := os.Stat(filepath.Join(root, "usr/bin/podman")); err != nil {
+		return nil
+	}
+	p := &cnilint.Podman{Reserves: true}
+	files := []string{filepath.Join(root, "usr/share/containers/containers.conf"), filepath.Join(root, "etc/containers/containers.conf")}
+	more, err := filepath.Glob(filepath.Join(root, "etc/containers/containers.conf.d/*.conf"))
+	if err == nil {
+		files = append(files, more...)
+	}
+	for _, file := range files {
+		var conf struct {
+			Engine struct {
+				Reserve *bool `toml:"enable_port_reservation"`
+			} `toml:"engine"`
+		}
+		if _, err := toml.DecodeFile(file, &conf); err == nil && conf.Engine.Reserve != nil {
+			p.Reserves, p.File = *conf.Engine.Reserve, file
+		}
+	}
+	return p
+}
+
+// printFindings writes for people; the texts quote files, so that what a
+// terminal would obey is taken out.
+func (a *app) printFindings(findings []cnilint.Finding) {
+	p := a.painter(a.stdout)
+	colours := map[cnilint.Severity]string{cnilint.OK: green, cnilint.Warning: yellow, cnilint.Error: red}
+	count := make(map[cnilint.Severity]int)
+	for _, f := range findings {
+		count[f.Severity]++
+		at := f.File
+		if w := f.Where(); w != "" && at != "" {
+			at += ": " + w
+		} else if w != "" {
+			at = w
+		}
+		fmt.Fprintf(a.stdout, "%s  %s\n         %s\n", p.paint(colours[f.Severity], fmt.Sprintf("%-7s", f.Severity)), printable(at), printable(f.What))
+		if f.Fix != "" {
+			fmt.Fprintf(a.stdout, "         %s\n", p.paint(bold, "-> "+printable(f.Fix)))
+		}
+	}
+	fmt.Fprintf(a.stdout, "errors: %d, warnings: %d\n", count[cnilint.Error], count[cnilint.Warning])
+}
+
+// printable replaces control characters.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
