@@ -131,6 +131,13 @@ func (a *adding) judge(context.Context) error {
 	if !a.conf.IPAM.delegated() {
 		a.request.Sets, a.request.IPs = a.conf.sets(), wanted
 	}
+	if a.conf.IPAM.ResolvConf != "" && a.request.DNS == nil {
+		dns, err := readResolvConf(a.conf.IPAM.ResolvConf)
+		if err != nil {
+			return badValue("ipam.resolvConf", a.conf.IPAM.ResolvConf, err.Error())
+		}
+		a.request.DNS = dnsRequest(dns)
+	}
 	return nil
 }
 
@@ -363,13 +370,13 @@ func (a *adding) moveIn(ctx context.Context) error {
 	}
 	a.made = outcome{
 		ifName: a.params.IfName, sandbox: a.params.Netns, mac: a.mac.String(), mtu: reply.MTU,
-		addrs: reply.Addrs, gateways: reply.Gateways, dns: dnsResult(reply.DNS),
+		addrs: reply.Addrs, gateways: reply.Gateways, dns: a.resultDNS(),
 	}
 	configured := a.conf.IPAM.Routes
 	if a.leased != nil {
 		configured = a.leased.Routes
 	}
-	a.made.routes = routes(configured, reply.Addrs, reply.Gateways, a.conf.Internal)
+	a.made.routes = routes(configured, reply.Addrs, reply.Gateways, a.conf.routing())
 	err := lockNetns(ctx, a.target) // until verify, or close
 	if err != nil {
 		return err

@@ -99,8 +99,15 @@ func (b *bed) config(more map[string]any) string {
 // invocation's afterStep.
 func (b *bed) run(verb, config string, hook func(string) error, env ...string) (*types100.Result, error) {
 	b.t.Helper()
+	return b.runAs(nameNative, verb, config, hook, env...)
+}
+
+// runAs is run under one of the executable's names.
+func (b *bed) runAs(name, verb, config string, hook func(string) error, env ...string) (*types100.Result, error) {
+	b.t.Helper()
 	var stdout, stderr bytes.Buffer
 	inv := &invocation{Process: Process{
+		Name:  "/usr/libexec/cni/" + name,
 		Env:   append([]string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + b.ctrPath}, env...),
 		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Runtime: "test",
 	}, version: newestVersion, afterStep: hook}

@@ -16,9 +16,9 @@ import (
 	"github.com/usernet/usernet/internal/control"
 )
 
-// config is a network configuration of type "usernet" as the plugin gets it on
-// its standard input (SPEC.md "Execution request"). Keys that it does not know
-// are errors, except those that the specification reserves.
+// config is a network configuration as the plugin gets it on its standard input
+// (SPEC.md "Execution request"). In one of type "usernet" unknown keys are
+// errors, except those that the specification reserves.
 type config struct {
 	// CNIVersion is the version that the result is printed in. Empty: 0.1.0.
 	CNIVersion string
@@ -53,6 +53,8 @@ type config struct {
 	PrevResult json.RawMessage
 	// Valid are GC's attachments that are still there.
 	Valid []types.GCAttachment
+	// Bridge holds what the drop-in name bridge alone has; nil under other names.
+	Bridge *bridgeConf
 }
 
 // argsCNI is the part of "args" that CONVENTIONS.md gives a meaning and that
@@ -96,6 +98,18 @@ var fields = map[string]field{
 	"loadOnlyInlinedPlugins":    nil,
 }
 
+// schema is what a configuration may say.
+type schema struct {
+	fields   map[string]field
+	tolerant bool          // keys that are not among fields are ignored
+	defaults func() config // what a configuration starts from
+}
+
+// nativeSchema is that of type "usernet".
+var nativeSchema = schema{fields: fields, defaults: func() config {
+	return config{Device: control.DeviceTUN, Autostart: true, IPAM: ipamConfig{Type: nativeIPAM}}
+}}
+
 // strictness says what to do with a configuration that is not quite right.
 type strictness int
 
@@ -107,21 +121,22 @@ const (
 	lenient
 )
 
-// parseConfig decodes and judges a configuration. Faults are reported all at
-// once, under the code of the first; text that is no JSON object is code 6.
-func parseConfig(data []byte, how strictness) (*config, error) {
+// parse decodes and judges a configuration. Faults are reported all at once,
+// under the code of the first; text that is no JSON object is code 6.
+func (s *schema) parse(data []byte, how strictness) (*config, error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(data, &keys); err != nil {
 		return nil, fail(types.ErrDecodingFailure, "decode the network configuration on standard input: %v", err)
 	}
-	c := &config{Device: control.DeviceTUN, Autostart: true, IPAM: ipamConfig{Type: nativeIPAM}}
+	c := new(config)
+	*c = s.defaults()
 	var faults []*types.Error
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		decode, known := fields[key]
+		decode, known := s.fields[key]
 		switch {
-		case !known && strings.HasPrefix(key, "cni.dev/"): // reserved for the runtime
+		case !known && (s.tolerant || strings.HasPrefix(key, "cni.dev/")): // the latter are the runtime's
 		case !known:
-			faults = append(faults, unsupported(key, keys[key], unknownKey(key, fields)))
+			faults = append(faults, unsupported(key, keys[key], unknownKey(key, s.fields)))
 		case decode != nil && string(keys[key]) != "null":
 			if err := decode(c, keys[key]); err != nil {
 				faults = append(faults, fieldError(key, keys[key], err))
@@ -141,7 +156,7 @@ func parseConfig(data []byte, how strictness) (*config, error) {
 
 // disagreements are the faults of keys that are right each for itself.
 func (c *config) disagreements() []*types.Error {
-	var faults []*types.Error
+	faults := c.Bridge.settle(c)
 	if err := c.Bandwidth.check(""); err != nil {
 		faults = append(faults, err)
 	}
@@ -230,6 +245,18 @@ func decodeDevice(c *config, raw json.RawMessage) error {
 
 // tap reports whether the container's interface is a TAP.
 func (c *config) tap() bool { return c.Device == control.DeviceTAP }
+
+// routing returns which default routes a container gets. The reference plugin
+// bridge adds one only as the default gateway; otherwise its IPAM plugin says.
+func (c *config) routing() routing {
+	switch {
+	case c.Bridge != nil && c.Bridge.IsDefaultGateway:
+		return routeAlways
+	case c.Bridge != nil, c.Internal:
+		return routeNever
+	}
+	return routeUnlessConfigured
+}
 
 // The limits of an MTU: RFC 791's smallest, and the largest of an IP packet.
 const (

@@ -17,7 +17,7 @@ import (
 var ipDiff = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
 
 func TestParseConfigFull(t *testing.T) {
-	c, err := parseConfig([]byte(`{
+	c, err := nativeSchema.parse([]byte(`{
 		"cniVersion": "1.1.0", "name": "web", "type": "usernet", "disableCheck": true, "disableGC": false,
 		"cniVersions": ["0.4.0"], "loadOnlyInlinedPlugins": false, "cni.dev/something": {"new": 1},
 		"socket": "/run/x.sock", "device": "tap", "mtu": 1400, "internal": true, "autostart": false,
@@ -61,7 +61,7 @@ func TestParseConfigFull(t *testing.T) {
 
 func TestParseConfigDefaults(t *testing.T) {
 	for _, text := range []string{`{"name":"n"}`, `{"name":"n","ipam":{},"dns":null,"runtimeConfig":null,"args":null,"mtu":0,"cni.dev/valid-attachments":null}`} {
-		c, err := parseConfig([]byte(text), strict)
+		c, err := nativeSchema.parse([]byte(text), strict)
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
@@ -73,7 +73,7 @@ func TestParseConfigDefaults(t *testing.T) {
 
 // TestParseConfigHostLocalForm: the older form without "ranges" is a set.
 func TestParseConfigHostLocalForm(t *testing.T) {
-	c, err := parseConfig([]byte(`{"name":"n","ipam":{"type":"usernet","subnet":"10.1.0.0/24","gateway":"10.1.0.9","ranges":[[{"subnet":"fd01::/64"}]]}}`), strict)
+	c, err := nativeSchema.parse([]byte(`{"name":"n","ipam":{"type":"usernet","subnet":"10.1.0.0/24","gateway":"10.1.0.9","ranges":[[{"subnet":"fd01::/64"}]]}}`), strict)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestParseConfigHostLocalForm(t *testing.T) {
 
 // TestParseConfigDelegated: what another IPAM plugin is told is its own.
 func TestParseConfigDelegated(t *testing.T) {
-	c, err := parseConfig([]byte(`{"name":"n","ipam":{"type":"host-local","dataDir":"/d","anything":[]}}`), strict)
+	c, err := nativeSchema.parse([]byte(`{"name":"n","ipam":{"type":"host-local","dataDir":"/d","anything":[]}}`), strict)
 	if err != nil || c.IPAM.Type != "host-local" || !c.IPAM.delegated() {
 		t.Errorf("got %+v, %v", c, err)
 	}
@@ -151,9 +151,9 @@ func TestParseConfigFaults(t *testing.T) {
 		{`{"name":"n","runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.1/24"}]]}}`, 7, []string{"runtimeConfig.ipRanges"}},
 		{`{"name":"n","runtimeConfig":{"aliases":7}}`, 7, []string{"runtimeConfig.aliases", "7"}},
 	} {
-		_, err := parseConfig([]byte(test.text), strict)
+		_, err := nativeSchema.parse([]byte(test.text), strict)
 		t.Run(test.text[:min(len(test.text), 90)], func(t *testing.T) { wantError(t, err, test.code, test.words...) })
-		if c, err := parseConfig([]byte(test.text), lenient); err != nil || c.Name != "n" {
+		if c, err := nativeSchema.parse([]byte(test.text), lenient); err != nil || c.Name != "n" {
 			t.Errorf("%s: a DEL is refused: %v", test.text, err)
 		}
 	}
@@ -172,7 +172,7 @@ func TestBandwidth(t *testing.T) {
 		`{"name":"n","ingressRate":5,"ingressBurst":6,"runtimeConfig":{"bandwidth":{"ingressRate":3,"ingressBurst":4}}}`:                  {ToContainer: control.Rate{BitsPerSecond: 3, BurstBits: 4}},
 		`{"name":"n","ingressRate":3,"ingressBurst":4,"runtimeConfig":{"bandwidth":{"ingressRate":5,"ingressBurst":6}}}`:                  {ToContainer: control.Rate{BitsPerSecond: 3, BurstBits: 4}},
 	} {
-		c, err := parseConfig([]byte(text), strict)
+		c, err := nativeSchema.parse([]byte(text), strict)
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 			continue
@@ -185,7 +185,7 @@ func TestBandwidth(t *testing.T) {
 
 // TestCapabilitiesOfGoCNI: containerd's library marshals structs without tags.
 func TestCapabilitiesOfGoCNI(t *testing.T) {
-	c, err := parseConfig([]byte(`{"name":"n","runtimeConfig":{
+	c, err := nativeSchema.parse([]byte(`{"name":"n","runtimeConfig":{
 		"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"TCP","HostIP":"127.0.0.1"},{"HostPort":53,"ContainerPort":53,"Protocol":"udp","HostIP":""}],
 		"bandwidth":{"IngressRate":0,"IngressBurst":0,"EgressRate":0,"EgressBurst":0},
 		"dns":{"Servers":["1.1.1.1"],"Searches":["a"],"Options":["b"]},
@@ -212,7 +212,7 @@ func TestAliasesForms(t *testing.T) {
 		`{"name":"n","runtimeConfig":{"aliases":["a","b"]}}`,
 		`{"runtimeConfig":{"aliases":{"n":["a","b"],"other":["c"]}},"name":"n"}`,
 	} {
-		c, err := parseConfig([]byte(text), strict)
+		c, err := nativeSchema.parse([]byte(text), strict)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +223,7 @@ func TestAliasesForms(t *testing.T) {
 }
 
 func TestEmptyCapabilitiesAskForNothing(t *testing.T) {
-	c, err := parseConfig([]byte(`{"name":"n","runtimeConfig":{"portMappings":[],"ips":null,"mac":"","deviceID":"","infinibandGUID":null,"aliases":{}}}`), strict)
+	c, err := nativeSchema.parse([]byte(`{"name":"n","runtimeConfig":{"portMappings":[],"ips":null,"mac":"","deviceID":"","infinibandGUID":null,"aliases":{}}}`), strict)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestEmptyCapabilitiesAskForNothing(t *testing.T) {
 }
 
 func TestRuntimeBeatsConfig(t *testing.T) {
-	c, err := parseConfig([]byte(`{"name":"n",
+	c, err := nativeSchema.parse([]byte(`{"name":"n",
 		"ipam":{"subnet":"10.1.0.0/24"},
 		"dns":{"nameservers":["1.1.1.1"],"domain":"d","search":["s"]},
 		"runtimeConfig":{"dns":{"servers":["2.2.2.2"]},"ipRanges":[[{"subnet":"10.2.0.0/24"}]]}}`), strict)
@@ -342,7 +342,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(`{"name":"n","runtimeConfig":{"portMappings":[{"HostPort":1,"containerPort":2}],"aliases":{"n":["a"]}},"args":{"cni":{}}}`))
 	f.Add([]byte(`{"name":"n","ipam":{"ranges":[[{"subnet":"::/0"},{"subnet":"0.0.0.0/0"}]]},"mtu":-1}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parseConfig(data, strict)
+		c, err := nativeSchema.parse(data, strict)
 		if err != nil {
 			switch code := asCNI(err).Code; code {
 			case 2, 6, 7, 105:
@@ -351,7 +351,7 @@ func FuzzParseConfig(f *testing.F) {
 			}
 			return
 		}
-		again, err := parseConfig(data, lenient)
+		again, err := nativeSchema.parse(data, lenient)
 		if err != nil || again.Name != c.Name || again.Socket != c.Socket || again.IPAM.Type != c.IPAM.Type {
 			t.Fatalf("leniently %+v, %v; strictly %+v", again, err, c)
 		}

@@ -15,6 +15,14 @@ import (
 // Any other type is the name of a CNI IPAM plugin to run.
 const nativeIPAM = "usernet"
 
+const (
+	// noIPAM stands for an interface without addresses.
+	noIPAM = ""
+	// hostLocalIPAM is the reference IPAM plugin, whose schema the native one
+	// has; the drop-in name bridge has the daemon lease in its place.
+	hostLocalIPAM = "host-local"
+)
+
 // ipamConfig is the key "ipam". Its schema for type "usernet" is host-local's,
 // so that a configuration moves over by changing the type.
 type ipamConfig struct {
@@ -25,13 +33,16 @@ type ipamConfig struct {
 	// type usernet. Empty: those of the network of this name, which the daemon
 	// must have then ("usernet network create", or its configuration file).
 	Sets [][]control.Range
+	// ResolvConf is a file to take the DNS of the result from; empty: none. Only
+	// host-local has it.
+	ResolvConf string
 	// Routes of the container, instead of the default routes. Only of type
 	// usernet; an IPAM plugin returns its own.
 	Routes []*types.Route
 }
 
 // delegated reports whether an IPAM plugin is to be run.
-func (c ipamConfig) delegated() bool { return c.Type != nativeIPAM }
+func (c ipamConfig) delegated() bool { return c.Type != nativeIPAM && c.Type != noIPAM }
 
 // ipamFields is the schema of "ipam" for type usernet.
 type ipamFields struct {
@@ -69,6 +80,11 @@ func decodeIPAM(c *config, raw json.RawMessage) error {
 	if f.ResolvConf != nil {
 		return unsupported("ipam.resolvConf", *f.ResolvConf, "the gateway resolves names as the host does; remove the key, or set dns")
 	}
+	return f.settle(c)
+}
+
+// settle judges the ranges and routes and takes them over.
+func (f *ipamFields) settle(c *config) error {
 	sets := f.Ranges
 	if f.Range != (control.Range{}) {
 		sets = append([][]control.Range{{f.Range}}, sets...)
@@ -85,6 +101,21 @@ func decodeIPAM(c *config, raw json.RawMessage) error {
 		c.IPAM.Routes = append(c.IPAM.Routes, route)
 	}
 	return nil
+}
+
+// decodeHostLocal decodes "ipam" of type host-local to be served by the daemon.
+// dataDir is ignored, since the daemon keeps the leases; resolvConf is read as
+// host-local reads it.
+func decodeHostLocal(c *config, raw json.RawMessage) error {
+	var f ipamFields
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return err
+	}
+	c.IPAM.Type = nativeIPAM
+	if f.ResolvConf != nil && *f.ResolvConf != "" {
+		c.IPAM.ResolvConf = *f.ResolvConf
+	}
+	return f.settle(c)
 }
 
 // decodeRoute decodes one route (SPEC.md "routes" of the success result).

@@ -18,6 +18,10 @@ import (
 // Process is the process that one invocation runs as. Env, Stdin, Stdout and
 // Stderr must be set.
 type Process struct {
+	// Name is the program's name as it was started, os.Args[0]. The last
+	// element of the path decides what the plugin is: one of [DropInNames], or
+	// else the plugin of type "usernet".
+	Name string
 	// Env is the environment, in the form of os.Environ.
 	Env []string
 	// Stdin gives the network configuration. VERSION may be asked without.
@@ -47,6 +51,7 @@ func ParentName() string {
 // invocation is one run of a verb that has a configuration.
 type invocation struct {
 	Process
+	program *program
 	params  parameters
 	input   []byte  // the configuration as it came; IPAM plugins get it whole
 	version string  // to print results and errors in
@@ -93,9 +98,10 @@ func (i *invocation) exit(err error) int {
 }
 
 func (i *invocation) run(ctx context.Context) error {
+	i.program = programOf(i.Name)
 	switch environ(i.Env).get("CNI_COMMAND") {
 	case "":
-		printAbout(i.Stderr, i.Release)
+		printAbout(i.Stderr, i.program, i.Release)
 		return nil
 	case cmdVersion:
 		return printVersions(i.Stdout, i.Stdin)
@@ -103,18 +109,7 @@ func (i *invocation) run(ctx context.Context) error {
 	if err := i.read(); err != nil {
 		return err
 	}
-	switch i.params.Command {
-	case cmdAdd:
-		return i.add(ctx)
-	case cmdDel:
-		return i.del(ctx)
-	case cmdCheck:
-		return i.check(ctx)
-	case cmdGC:
-		return i.gc(ctx)
-	default: // readParameters let no other pass
-		return i.status(ctx)
-	}
+	return i.program.verbs[i.params.Command](i, ctx) // readParameters let no other pass
 }
 
 // read judges environment and configuration. The version comes first: what
@@ -143,7 +138,7 @@ func (i *invocation) read() error {
 	if i.params.Command == cmdDel {
 		how = lenient
 	}
-	if i.conf, err = parseConfig(i.input, how); err != nil {
+	if i.conf, err = i.program.schema.parse(i.input, how); err != nil {
 		return err
 	}
 	i.client = control.Dial(i.conf.Socket)

@@ -106,33 +106,42 @@ func randomMAC() net.HardwareAddr {
 	return mac
 }
 
-// routes returns the routes of a container: those that were configured, or
-// else a default route for each family that has a gateway, none on an internal
-// network.
-func routes(configured []*types.Route, addrs []netip.Prefix, gateways []netip.Addr, internal bool) []*types.Route {
+// routing says which default routes a container gets.
+type routing int
+
+const (
+	routeUnlessConfigured routing = iota // where no route is configured
+	routeNever
+	routeAlways // besides those that are configured
+)
+
+// routes returns the routes of a container: those that were configured, and a
+// default route for each family that has a gateway, as how says.
+func routes(configured []*types.Route, addrs []netip.Prefix, gateways []netip.Addr, how routing) []*types.Route {
 	first := map[bool]netip.Addr{} // by Is4
 	for n, a := range addrs {
 		if _, ok := first[a.Addr().Is4()]; !ok && gateways[n].IsValid() {
 			first[a.Addr().Is4()] = gateways[n]
 		}
 	}
-	if len(configured) > 0 {
-		var out []*types.Route
-		for _, r := range configured {
-			r = r.Copy()
-			if gw, ok := first[r.Dst.IP.To4() != nil]; r.GW == nil && ok {
-				r.GW = gw.AsSlice()
-			}
-			out = append(out, r)
+	var out []*types.Route
+	given := map[bool]bool{} // a default route, by whether it is of IPv4
+	for _, r := range configured {
+		r = r.Copy()
+		v4 := r.Dst.IP.To4() != nil
+		if gw, ok := first[v4]; r.GW == nil && ok {
+			r.GW = gw.AsSlice()
 		}
+		if ones, _ := r.Dst.Mask.Size(); ones == 0 {
+			given[v4] = true
+		}
+		out = append(out, r)
+	}
+	if how == routeNever || how == routeUnlessConfigured && len(configured) > 0 {
 		return out
 	}
-	if internal {
-		return nil
-	}
-	var out []*types.Route
 	for _, zero := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if gw, ok := first[zero.Is4()]; ok {
+		if gw, ok := first[zero.Is4()]; ok && !given[zero.Is4()] {
 			out = append(out, &types.Route{Dst: ipNet(netip.PrefixFrom(zero, 0)), GW: gw.AsSlice()})
 		}
 	}

@@ -25,7 +25,7 @@ func dualStack() *outcome {
 	gateways := []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd01::1")}
 	return &outcome{
 		ifName: "eth0", sandbox: "/run/netns/c1", mac: "02:00:00:00:00:05", mtu: 1400,
-		addrs: addrs, gateways: gateways, routes: routes(nil, addrs, gateways, false),
+		addrs: addrs, gateways: gateways, routes: routes(nil, addrs, gateways, routeUnlessConfigured),
 		dns: types.DNS{Nameservers: []string{"10.1.0.1"}, Domain: "web", Search: []string{"web"}},
 	}
 }
@@ -147,10 +147,10 @@ func TestRoutes(t *testing.T) {
 		{"default", made.routes, []netns.Route{
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.1.0.1")},
 			{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd01::1")}}},
-		{"one family has no gateway", routes(nil, made.addrs, none, false), []netns.Route{
+		{"one family has no gateway", routes(nil, made.addrs, none, routeUnlessConfigured), []netns.Route{
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.1.0.1")}}},
-		{"internal", routes(nil, made.addrs, made.gateways, true), nil},
-		{"configured", routes(configured, made.addrs, made.gateways, false), []netns.Route{
+		{"internal", routes(nil, made.addrs, made.gateways, routeNever), nil},
+		{"configured", routes(configured, made.addrs, made.gateways, routeUnlessConfigured), []netns.Route{
 			{Dst: netip.MustParsePrefix("172.16.0.0/12"), Gateway: netip.MustParseAddr("10.1.0.1")},
 			{Dst: netip.MustParsePrefix("fd02::/16"), Gateway: netip.MustParseAddr("fd01::9")}}},
 	} {

@@ -56,7 +56,7 @@ func TestNetnsYieldRoutes(t *testing.T) {
 	addrs := []netip.Prefix{netip.MustParsePrefix("10.1.0.2/24"), netip.MustParsePrefix("fd01::2/64")}
 	last4, last6 := -1, -1
 	for _, name := range []string{"eth0", "net1", "net2"} {
-		made := routes(nil, addrs, []netip.Addr{gw4, gw6}, false)
+		made := routes(nil, addrs, []netip.Addr{gw4, gw6}, routeUnlessConfigured)
 		nstest.In(t, ns, func() error { return yieldRoutes(made) })
 		if made[0].Priority <= last4 || name != "eth0" && made[1].Priority <= last6 {
 			t.Errorf("%s: metrics %d and %d after %d and %d", name, made[0].Priority, made[1].Priority, last4, last6)

@@ -93,9 +93,8 @@ func askedVersion(stdin io.Reader) string {
 // maxVersionRequest bounds what is read of a VERSION request, in bytes.
 const maxVersionRequest = 64 << 10
 
-// printAbout answers a start by hand, without CNI_COMMAND. The first line has
-// the shape that nerdctl and Nomad parse for a plugin's version.
-func printAbout(w io.Writer, version string) {
-	fmt.Fprintf(w, "CNI usernet plugin %s\nCNI protocol versions supported: %s\n",
-		version, strings.Join(SupportedVersions, ", "))
+// printAbout answers a start by hand, without CNI_COMMAND.
+func printAbout(w io.Writer, p *program, release string) {
+	fmt.Fprintf(w, "%sCNI protocol versions supported: %s\n%s",
+		p.about(release), strings.Join(SupportedVersions, ", "), p.provenance(release))
 }

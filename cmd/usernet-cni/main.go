@@ -18,6 +18,7 @@ func main() {
 	// A runtime that gives up sends SIGTERM; an ADD then takes back what it did.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := plugin.Run(ctx, plugin.Process{
+		Name:    os.Args[0],
 		Env:     os.Environ(),
 		Stdin:   os.Stdin,
 		Stdout:  os.Stdout,

@@ -134,9 +134,10 @@ func (a *app) cniConflistCommand() *cobra.Command {
 
 func (a *app) cniInstallCommand() *cobra.Command {
 	var (
-		f     conflistFlags
-		i     installer
-		force bool
+		f      conflistFlags
+		i      installer
+		force  bool
+		dropIn bool
 	)
 	cmd := &cobra.Command{
 		Use:   "install",
@@ -144,16 +145,28 @@ func (a *app) cniInstallCommand() *cobra.Command {
 		Long: `Copies usernet-cni to the directory of CNI plugins, under the name "usernet" that
 runtimes look for, and writes a network configuration. Done twice it changes
 nothing the second time. Files that are not usernet's own are left alone, and so
-is a configuration that was edited, unless --force is given.`,
+is a configuration that was edited, unless --force is given.
+
+` + fmt.Sprintf(dropInHelp, a.dropInDir()),
 		Example: `  usernet cni install
-  usernet cni install --bin-dir /usr/lib/cni --conf-dir /etc/cni/net.d`,
+  usernet cni install --bin-dir /usr/lib/cni --conf-dir /etc/cni/net.d
+  usernet cni install --drop-in`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			i.app, i.force = a, force
+			if dropIn {
+				if err := conflictingFlags(cmd); err != nil {
+					return usageError(cmd, err)
+				}
+				if !cmd.Flags().Changed("bin-dir") {
+					i.binDir = a.dropInDir()
+				}
+				return i.installDropIn()
+			}
 			text, err := a.conflist(&f)
 			if err != nil {
 				return usageError(cmd, err)
 			}
-			i.app, i.force = a, force
 			return i.install(f.name, text)
 		},
 	}
@@ -162,7 +175,8 @@ is a configuration that was edited, unless --force is given.`,
 	cmd.Flags().StringVar(&i.binDir, "bin-dir", bin, "`DIR` where runtimes look for plugins")
 	cmd.Flags().StringVar(&i.confDir, "conf-dir", conf, "`DIR` where runtimes look for network configurations")
 	cmd.Flags().StringVar(&i.plugin, "plugin", "", "`FILE` of the plugin (default usernet-cni beside this program or in $PATH)")
-	cmd.Flags().BoolVar(&force, "force", false, "replace a configuration of type usernet that was edited")
+	cmd.Flags().BoolVar(&dropIn, "drop-in", false, "install the names of the reference plugins, and no configuration (default --bin-dir "+a.dropInDir()+")")
+	cmd.Flags().BoolVar(&force, "force", false, "replace a configuration of type usernet that was edited, or with --drop-in plugins of these names")
 	return cmd
 }
 
@@ -217,11 +231,16 @@ func (i *installer) install(name string, conflist []byte) error {
 		}
 		return err
 	}
+	i.warnOfPath()
+	return nil
+}
+
+// warnOfPath says when the plugin would not find the daemon's program.
+func (i *installer) warnOfPath() {
 	if _, err := exec.LookPath("usernet"); err != nil {
 		fmt.Fprintf(i.stderr, "usernet: the plugin starts the daemon when it is needed, but finds no \"usernet\" in $PATH: "+
 			"put this program there, or run it: usernet daemon\n")
 	}
-	return nil
 }
 
 // findPlugin finds the executable that is to be copied.

@@ -129,3 +129,29 @@ func TestNetnsNetworkOfAttachesIsRedefinedWhenEmpty(t *testing.T) {
 		t.Errorf("after the change: %s", got)
 	}
 }
+
+// TestNetnsIdleNetworkMakesRoom: a runtime removes a network without telling
+// anybody, and gives its subnet to the next.
+func TestNetnsIdleNetworkMakesRoom(t *testing.T) {
+	r := start(t, testConfig(t))
+	first := attach(t, r.Client, request("a"))
+	next := request("b")
+	next.Network, next.Sets = "next", sets("10.9.0.0/24")
+	_, err := tryAttach(t, r.Client, next)
+	wantCode(t, err, control.CodeNetworkExists)
+	if _, err := r.Detach(t.Context(), control.LinkKey{Network: "net", Container: "a", IfName: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	attach(t, r.Client, next)
+	if _, err := r.Network(t.Context(), "net"); control.CodeOf(err) != control.CodeNotFound {
+		t.Errorf("the idle network is still there: %v (was %v)", err, first.reply.Addrs)
+	}
+	// A network that somebody made is not given up for another's sake.
+	if _, err := r.CreateNetwork(t.Context(), control.CreateNetworkRequest{Name: "made", Subnets: []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24")}}); err != nil {
+		t.Fatal(err)
+	}
+	next = request("c")
+	next.Network, next.Sets = "other", sets("10.10.0.0/16")
+	_, err = tryAttach(t, r.Client, next)
+	wantCode(t, err, control.CodeNetworkExists)
+}

@@ -115,7 +115,7 @@ func (d *Daemon) takenPrefixes() []netip.Prefix {
 
 // defineNetwork makes a network, with definitions locked and its name free.
 func (d *Daemon) defineNetwork(ctx context.Context, rec *networkRecord) (*network, error) {
-	if err := d.checkOverlap(rec); err != nil {
+	if err := d.makeRoom(ctx, rec); err != nil {
 		return nil, err
 	}
 	var undo undoList
@@ -192,21 +192,38 @@ func (d *Daemon) refreshRefused() {
 	}
 }
 
-// checkOverlap refuses a network that shares addresses with another one.
-func (d *Daemon) checkOverlap(rec *networkRecord) error {
+// makeRoom refuses a network that shares addresses with another one, with
+// definitions locked. Another that an attach implied goes when it has no links:
+// nobody tells the daemon that the runtime's network of that name was removed.
+func (d *Daemon) makeRoom(ctx context.Context, rec *networkRecord) error {
 	for _, other := range d.networkList() {
-		if other.rec.Name == rec.Name {
+		p, q, overlap := rec.overlap(other.rec)
+		if other.rec.Name == rec.Name || !overlap {
 			continue
 		}
-		for _, p := range rec.prefixes() {
-			for _, q := range other.rec.prefixes() {
-				if p.Overlaps(q) {
-					return control.Errorf(control.CodeNetworkExists, "network %s: subnet %v overlaps %v of network %s; choose another subnet", rec.Name, p, q, other.rec.Name)
-				}
-			}
+		refusal := control.Errorf(control.CodeNetworkExists, "network %s: subnet %v overlaps %v of network %s; choose another subnet", rec.Name, p, q, other.rec.Name)
+		if other.rec.Source != control.SourceAttach {
+			return refusal
+		}
+		if err := d.dropNetwork(ctx, other); control.CodeOf(err) == control.CodeNetworkInUse {
+			return refusal
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// overlap returns two prefixes of two networks that share addresses.
+func (r *networkRecord) overlap(o *networkRecord) (p, q netip.Prefix, found bool) {
+	for _, p := range r.prefixes() {
+		for _, q := range o.prefixes() {
+			if p.Overlaps(q) {
+				return p, q, true
+			}
+		}
+	}
+	return p, q, false
 }
 
 // RemoveNetwork implements control.Handler.
@@ -310,7 +327,7 @@ func (d *Daemon) redefine(ctx context.Context, want *networkRecord, mismatch err
 	if n.rec.agrees(want) == nil {
 		return nil // somebody else was faster
 	}
-	if err := d.checkOverlap(want); err != nil {
+	if err := d.makeRoom(ctx, want); err != nil {
 		return err
 	}
 	if err := d.dropNetwork(ctx, n); control.CodeOf(err) == control.CodeNetworkInUse {

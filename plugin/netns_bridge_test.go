@@ -1,0 +1,82 @@
+package plugin
+
+import (
+	"encoding/json"
+	"maps"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// dropIn returns a configuration for one of the executable's names in the bed's
+// network: more is added to the keys that runtimes give to all plugins of a
+// list.
+func (b *bed) dropIn(name string, more map[string]any) string {
+	keys := map[string]any{"cniVersion": "1.0.0", "name": "web", "type": name, "socket": b.socket, "autostart": false, "podman_x": 1}
+	maps.Copy(keys, more)
+	text, err := json.Marshal(keys)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// hostLocal is the key ipam as podman writes it.
+var hostLocal = map[string]any{
+	"type":   "host-local",
+	"ranges": []any{[]any{map[string]any{"subnet": "10.88.0.0/24"}}, []any{map[string]any{"subnet": "fd88::/64"}}},
+	"routes": []any{map[string]any{"dst": "0.0.0.0/0"}, map[string]any{"dst": "::/0"}},
+}
+
+// TestNetnsBridge: under the reference's name the plugin does what a list for
+// the reference asks for, and DEL leaves nothing.
+func TestNetnsBridge(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	before := b.world("")
+	conf := map[string]any{"isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": hostLocal}
+	r, err := b.runAs(nameBridge, cmdAdd, b.dropIn(nameBridge, conf), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := containerLink(t, b.ctr)
+	if got := link.Attrs().HardwareAddr.String(); deviceKind(link) != "tap" || got != r.Interfaces[0].Mac {
+		t.Errorf("a %s with MAC address %s, reported %s", deviceKind(link), got, r.Interfaces[0].Mac)
+	}
+	if len(r.IPs) != 2 || r.IPs[0].Gateway.String() != "10.88.0.1" || r.IPs[1].Gateway.String() != "fd88::1" || len(r.Routes) != 2 {
+		t.Errorf("addresses %v, routes %v", r.IPs, r.Routes)
+	}
+	if !r.DNS.IsEmpty() {
+		t.Errorf("DNS %+v: the runtime would use it instead of the host's", r.DNS)
+	}
+	conf["prevResult"] = r
+	if _, err := b.runAs(nameBridge, cmdCheck, b.dropIn(nameBridge, conf), nil); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	if _, err := b.runAs(nameBridge, cmdDel, b.dropIn(nameBridge, conf), nil); err != nil {
+		t.Errorf("DEL: %v", err)
+	}
+	if diff := cmp.Diff(before, b.world("")); diff != "" {
+		t.Errorf("DEL left something (-before +after)\n%s", diff)
+	}
+}
+
+// TestNetnsBridgeInternal: without ipMasq there is no way out, and no default
+// route that nobody asked for.
+func TestNetnsBridgeInternal(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	ipam := maps.Clone(hostLocal)
+	delete(ipam, "routes")
+	r, err := b.runAs(nameBridge, cmdAdd, b.dropIn(nameBridge, map[string]any{"ipam": ipam}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Routes) != 0 {
+		t.Errorf("routes %v", r.Routes)
+	}
+	n, err := b.client.Network(t.Context(), "web")
+	if err != nil || !n.Internal {
+		t.Errorf("internal %v, %v", n.Internal, err)
+	}
+}
