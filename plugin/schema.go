@@ -18,7 +18,7 @@ func Keys() []string {
 // it has the list's name and cniVersion, and may have a runtimeConfig. Nothing
 // is opened and no daemon is asked.
 func Judge(conf []byte) error {
-	c, err := parseConfig(conf, strict)
+	c, err := nativeSchema.parse(conf, strict)
 	if err != nil {
 		return err
 	}
