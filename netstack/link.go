@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -44,15 +45,16 @@ type LinkConfig struct {
 // Link is one container's attachment to a network. Its methods are safe for
 // concurrent use.
 type Link struct {
-	s       *Switch
-	name    string
-	aliases []string
-	addrs   []netip.Addr
-	mtu     int
-	limits  Limits
-	dev     tunnel.Device
-	pacer   *bucket // the reader's; nil: no limit
-	shaper  *shaper // of packets to the container; nil: no limit
+	s         *Switch
+	name      string
+	aliases   []string // Switch.mu guards it
+	addrs     []netip.Addr
+	mtu       int
+	limits    Limits
+	dev       tunnel.Device
+	bandwidth Bandwidth              // Switch.mu guards it
+	pacer     bucketSlot             // the reader's
+	shaper    atomic.Pointer[shaper] // of packets to the container; nil: never limited
 
 	newFlows   *rate.Limiter
 	icmpErrors *rate.Limiter
@@ -88,7 +90,41 @@ func (l *Link) Name() string { return l.name }
 func (l *Link) Addrs() []netip.Addr { return slices.Clone(l.addrs) }
 
 // Aliases are the link's further names.
-func (l *Link) Aliases() []string { return slices.Clone(l.aliases) }
+func (l *Link) Aliases() []string {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return slices.Clone(l.aliases)
+}
+
+// SetAliases replaces the link's further names.
+func (l *Link) SetAliases(aliases []string) error {
+	aliases, err := normalAliases(l.name, aliases)
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if err == nil && l.s.links[l.name] != l {
+		err = ErrNoLink
+	}
+	if err != nil {
+		return &OpError{Op: "set aliases", Object: l.name, Err: err}
+	}
+	l.aliases = aliases
+	l.s.rebuildNamesLocked()
+	return nil
+}
+
+// normalAliases checks aliases of a link of that name and brings them into the
+// form that names are looked up in, each once.
+func normalAliases(name string, aliases []string) (normal []string, err error) {
+	var errs []error
+	for _, a := range aliases {
+		a = strings.ToLower(a)
+		errs = append(errs, checkName(a))
+		if a != name && !slices.Contains(normal, a) {
+			normal = append(normal, a)
+		}
+	}
+	return normal, errors.Join(errs...)
+}
 
 // MTU is the link's MTU in bytes.
 func (l *Link) MTU() int { return l.mtu }
@@ -167,7 +203,7 @@ func (l *Link) readLoop() {
 			l.drop(reason)
 			continue
 		}
-		if !l.pacer.pace(f.pkt.Len, l.stop) {
+		if !l.pacer.Load().pace(f.pkt.Len, l.stop) {
 			l.drop(DropDeviceGone)
 			continue
 		}
@@ -188,9 +224,9 @@ func (l *Link) send(bufs [][]byte) {
 	for _, b := range bufs {
 		n += len(b)
 	}
-	if l.shaper == nil {
+	if sh := l.shaper.Load(); !sh.limits() {
 		l.write(bufs, n)
-	} else if !l.shaper.add(bufs, n) {
+	} else if !sh.add(bufs, n) {
 		l.drop(DropBandwidth)
 	}
 }

@@ -41,6 +41,7 @@ type bucket struct {
 	rate, burst float64 // bytes a second, bytes
 	tokens      float64
 	last        time.Time
+	replaced    chan struct{} // closed when another has taken its place
 }
 
 // newBucket returns a full bucket, or nil for no limit.
@@ -48,7 +49,10 @@ func newBucket(r Rate, now time.Time) *bucket {
 	if r.BitsPerSecond == 0 {
 		return nil
 	}
-	b := &bucket{rate: float64(r.BitsPerSecond) / 8, burst: float64(r.BurstBits) / 8, last: now}
+	b := &bucket{
+		rate: float64(r.BitsPerSecond) / 8, burst: float64(r.BurstBits) / 8, last: now,
+		replaced: make(chan struct{}),
+	}
 	if r.BurstBits == 0 {
 		b.burst = b.rate * defaultBurst.Seconds()
 	}
@@ -66,7 +70,8 @@ func (b *bucket) take(now time.Time, n int) time.Duration {
 	return time.Duration(-b.tokens / b.rate * float64(time.Second))
 }
 
-// pace takes n bytes and waits as long as they demand. It reports false when
+// pace takes n bytes and waits as long as they demand, or until the bucket is
+// replaced: a debt to the old rate is not the new one's. It reports false when
 // stop was closed first. A nil bucket never waits.
 func (b *bucket) pace(n int, stop <-chan struct{}) bool {
 	if b == nil {
@@ -81,8 +86,22 @@ func (b *bucket) pace(n int, stop <-chan struct{}) bool {
 	select {
 	case <-timer.C:
 		return true
+	case <-b.replaced:
+		return true
 	case <-stop:
 		return false
+	}
+}
+
+// bucketSlot holds the bucket of one direction, nil for no limit. Its owner
+// loads it for every packet, so that it may be replaced under way.
+type bucketSlot struct{ atomic.Pointer[bucket] }
+
+// replace puts another bucket in and lets go who waits for the old one. Calls
+// are serialised by the caller.
+func (s *bucketSlot) replace(b *bucket) {
+	if old := s.Swap(b); old != nil {
+		close(old.replaced)
 	}
 }
 
@@ -91,20 +110,63 @@ func (b *bucket) pace(n int, stop <-chan struct{}) bool {
 // fromContainer needs no shaper: the link's reader waits, and packets in the
 // container's own queue.
 type shaper struct {
-	bucket *bucket
+	bucket bucketSlot   // shapeLoop's
 	queue  chan *[]byte // frames with virtio header
-	limit  int64        // bytes in queue
+	limit  atomic.Int64 // bytes in queue
 	bytes  atomic.Int64
 }
 
-// newShaper returns a shaper for a rate, or nil for no limit.
-func newShaper(r Rate) *shaper {
-	b := newBucket(r, time.Now())
-	if b == nil {
-		return nil
+func newShaper() *shaper { return &shaper{queue: make(chan *[]byte, maxShapePackets)} }
+
+// set replaces the rate; nil lets what is queued go at once.
+func (s *shaper) set(b *bucket) {
+	if b != nil {
+		limit := max(b.burst, b.rate*shapeDelay.Seconds(), minShapeBytes)
+		s.limit.Store(int64(min(limit, 1<<30)))
 	}
-	limit := max(b.burst, b.rate*shapeDelay.Seconds(), minShapeBytes)
-	return &shaper{bucket: b, queue: make(chan *[]byte, maxShapePackets), limit: int64(min(limit, 1<<30))}
+	s.bucket.replace(b)
+}
+
+// limits reports whether packets have to queue.
+func (s *shaper) limits() bool { return s != nil && s.bucket.Load() != nil }
+
+// SetBandwidth replaces the link's limits at once. Packets that wait for a rate
+// that is taken away pass.
+func (l *Link) SetBandwidth(b Bandwidth) error {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if l.s.links[l.name] != l {
+		return &OpError{Op: "limit bandwidth", Object: l.name, Err: ErrNoLink}
+	}
+	l.setBandwidthLocked(b)
+	return nil
+}
+
+// Bandwidth are the link's limits as they are now.
+func (l *Link) Bandwidth() Bandwidth {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.bandwidth
+}
+
+// setBandwidthLocked sets the limits of a link that is in the tables, with
+// Switch.mu held. A link that was limited once keeps its shaper, without a rate
+// when it must: senders may be about to use it.
+func (l *Link) setBandwidthLocked(b Bandwidth) {
+	now := time.Now()
+	l.bandwidth = b
+	l.pacer.replace(newBucket(b.FromContainer, now))
+	sh, bucket := l.shaper.Load(), newBucket(b.ToContainer, now)
+	switch {
+	case sh != nil:
+		sh.set(bucket)
+	case bucket != nil:
+		sh = newShaper()
+		sh.set(bucket)
+		l.wg.Add(1)
+		go l.shapeLoop(sh)
+		l.shaper.Store(sh)
+	}
 }
 
 // frames holds idle buffers of shapers.
@@ -113,7 +175,7 @@ var frames = sync.Pool{New: func() any { return new([]byte) }}
 // add queues a copy of a frame of n bytes. It reports false when it would have
 // to wait for too long.
 func (s *shaper) add(bufs [][]byte, n int) bool {
-	if s.bytes.Add(int64(n)) > s.limit {
+	if s.bytes.Add(int64(n)) > s.limit.Load() {
 		s.bytes.Add(-int64(n))
 		return false
 	}
@@ -137,26 +199,26 @@ func (s *shaper) done(f *[]byte) {
 	frames.Put(f)
 }
 
-// shapeLoop writes queued packets at the link's rate. Attach starts it on links
-// that have one; it ends when the link is detached, which waits for it.
-func (l *Link) shapeLoop() {
+// shapeLoop writes queued packets at the link's rate. setBandwidthLocked starts
+// it once a link has one; it ends when the link is detached, which waits for it.
+func (l *Link) shapeLoop(sh *shaper) {
 	defer l.wg.Done()
 	bufs := make([][]byte, 1)
 	for {
 		select {
-		case f := <-l.shaper.queue:
+		case f := <-sh.queue:
 			n := len(*f) - tunnel.HeaderLen
-			if !l.shaper.bucket.pace(n, l.stop) {
+			if !sh.bucket.Load().pace(n, l.stop) {
 				l.drop(DropDeviceGone)
-				l.shaper.done(f)
+				sh.done(f)
 				continue
 			}
 			bufs[0] = *f
 			l.write(bufs, n)
-			l.shaper.done(f)
+			sh.done(f)
 		case <-l.stop:
-			for range len(l.shaper.queue) {
-				l.shaper.done(<-l.shaper.queue)
+			for range len(sh.queue) {
+				sh.done(<-sh.queue)
 				l.drop(DropDeviceGone)
 			}
 			return

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/gaissmai/bart"
 	"golang.org/x/time/rate"
@@ -119,12 +118,9 @@ func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	}
 	s.fib.Store(fib)
 	s.rebuildNamesLocked()
+	l.setBandwidthLocked(cfg.Bandwidth)
 	l.wg.Add(1)
 	go l.readLoop()
-	if l.shaper != nil {
-		l.wg.Add(1)
-		go l.shapeLoop()
-	}
 	s.log.Debug("link attached", "link", l.name, "addrs", l.addrs)
 	return l, nil
 }
@@ -132,15 +128,8 @@ func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 // newLink checks cfg and makes the link, without telling anyone of it.
 func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	cfg.Name = strings.ToLower(cfg.Name)
-	errs := []error{checkName(cfg.Name)}
-	var aliases []string
-	for _, a := range cfg.Aliases {
-		a = strings.ToLower(a)
-		errs = append(errs, checkName(a))
-		if a != cfg.Name && !slices.Contains(aliases, a) {
-			aliases = append(aliases, a)
-		}
-	}
+	aliases, err := normalAliases(cfg.Name, cfg.Aliases)
+	errs := []error{checkName(cfg.Name), err}
 	mtu := orInt(cfg.MTU, s.cfg.MTU)
 	errs = append(errs, checkMTU(mtu))
 	if len(cfg.Addrs) == 0 {
@@ -160,8 +149,6 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 		s: s, name: cfg.Name, aliases: aliases, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev,
 		newFlows:   rate.NewLimiter(rate.Limit(limits.NewFlows), int(2*limits.NewFlows)),
 		icmpErrors: rate.NewLimiter(rate.Limit(limits.ICMPErrors), int(limits.ICMPErrors)),
-		pacer:      newBucket(cfg.Bandwidth.FromContainer, time.Now()),
-		shaper:     newShaper(cfg.Bandwidth.ToContainer),
 		stop:       make(chan struct{}),
 		gone:       make(chan struct{}),
 	}, nil

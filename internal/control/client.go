@@ -86,6 +86,17 @@ func (c *Client) Link(ctx context.Context, key LinkKey) (Link, error) {
 	return r, err
 }
 
+// AmendLink changes what req names of an attached link, and returns the link as
+// it is now.
+func (c *Client) AmendLink(ctx context.Context, key LinkKey, req AmendLinkRequest) (Link, error) {
+	if req.Aliases != nil && *req.Aliases == nil {
+		req.Aliases = &[]string{} // null would mean that they stay
+	}
+	var r Link
+	err := c.call(ctx, http.MethodPatch, linkPath(key), &req, &r)
+	return r, err
+}
+
 // Detach removes a link and reports whether there was one.
 func (c *Client) Detach(ctx context.Context, key LinkKey) (removed bool, err error) {
 	var r DetachReply

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 )
 
@@ -31,6 +32,7 @@ type recorder struct {
 	contents []string // of the files that came with the last request
 	sessions []*Session
 	commits  []LinkKey
+	amended  []AmendLinkRequest
 	result   error
 }
 
@@ -58,6 +60,13 @@ func (h *recorder) Commit(_ context.Context, key LinkKey) error {
 	defer h.mu.Unlock()
 	h.commits = append(h.commits, key)
 	return h.result
+}
+
+func (h *recorder) AmendLink(_ context.Context, key LinkKey, req *AmendLinkRequest) (*Link, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.amended = append(h.amended, *req)
+	return &Link{ID: key.String()}, h.result
 }
 
 func (h *recorder) Networks(context.Context) ([]Network, error) { return nil, h.fails() }
@@ -419,5 +428,25 @@ func TestCurl(t *testing.T) {
 	out, err = exec.Command(curl, "-sS", "--unix-socket", c.Socket, "http://usernet/healthz").CombinedOutput()
 	if err != nil || string(out) != "ok\n" {
 		t.Errorf("curl printed %q, %v", out, err)
+	}
+}
+
+// TestAmendTellsAbsentFromEmpty: what is absent arrives as absent, and an empty
+// list, nil or not, as one that takes all away.
+func TestAmendTellsAbsentFromEmpty(t *testing.T) {
+	h := &recorder{}
+	c := start(t, h)
+	name := ""
+	want := []AmendLinkRequest{
+		{}, {Hostname: &name}, {Aliases: &[]string{}}, {Aliases: &[]string{"a"}, Bandwidth: &Bandwidth{}},
+	}
+	for _, req := range append(want, AmendLinkRequest{Aliases: new([]string)}) {
+		l, err := c.AmendLink(t.Context(), testRequest.Key(), req)
+		if err != nil || l.ID != "net/box/eth0" {
+			t.Errorf("%+v: %+v, %v", req, l, err)
+		}
+	}
+	if d := cmp.Diff(append(want, AmendLinkRequest{Aliases: &[]string{}}), h.amended); d != "" {
+		t.Errorf("sent (-) and received (+) differ:\n%s", d)
 	}
 }

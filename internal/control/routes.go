@@ -28,6 +28,7 @@ var routes = []route{
 	{"POST", "/v1/links", AttachRequest{}, AttachReply{}, nil, serveAttach},
 	{"GET", "/v1/links", nil, LinksReply{}, []string{"ref"}, serveLinks},
 	{"GET", "/v1/links/{network}/{container}/{ifname}", nil, Link{}, nil, serveLink},
+	{"PATCH", "/v1/links/{network}/{container}/{ifname}", AmendLinkRequest{}, Link{}, nil, serveAmendLink},
 	{"DELETE", "/v1/links/{network}/{container}/{ifname}", nil, DetachReply{}, nil, serveDetach},
 	{"POST", "/v1/links/{network}/{container}/{ifname}/commit", nil, nil, nil, serveCommit},
 	{"GET", "/v1/networks", nil, NetworksReply{}, nil, serveNetworks},
@@ -126,6 +127,19 @@ func serveLink(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	l, err := a.Handler.Link(r.Context(), key)
+	return reply(w, l, err)
+}
+
+func serveAmendLink(a *api, w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	var req AmendLinkRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	l, err := a.Handler.AmendLink(r.Context(), key, &req)
 	return reply(w, l, err)
 }
 

@@ -34,6 +34,9 @@ type Handler interface {
 	Commit(ctx context.Context, key LinkKey) error
 	Links(ctx context.Context, ref string) ([]Link, error)
 	Link(ctx context.Context, key LinkKey) (*Link, error)
+	// AmendLink changes what req names and leaves the rest; the reply is the
+	// link as it is now.
+	AmendLink(ctx context.Context, key LinkKey, req *AmendLinkRequest) (*Link, error)
 	Detach(ctx context.Context, key LinkKey) (removed bool, err error)
 
 	Networks(ctx context.Context) ([]Network, error)

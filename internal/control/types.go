@@ -120,6 +120,14 @@ type AttachReply struct {
 	Publications []Publication  `json:"publications,omitempty"` // in the request's order, host ports filled in
 }
 
+// AmendLinkRequest changes an attached link in its life (PATCH /v1/links/…).
+// What is absent stays as it is.
+type AmendLinkRequest struct {
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"` // replaces both directions; zero rates limit nothing
+	Hostname  *string    `json:"hostname,omitempty"`  // empty takes it away
+	Aliases   *[]string  `json:"aliases,omitempty"`   // replaces them all; empty takes them away
+}
+
 // PublicationSpec says which host address and port lead to which port of a link.
 type PublicationSpec struct {
 	Proto    string     `json:"proto"`              // "tcp" or "udp"

@@ -128,9 +128,10 @@ func (a *attaching) intent(context.Context) error {
 		d: a.d, net: a.n, state: control.LinkAttaching, pubs: map[string]*publication{},
 		rec: &linkRecord{
 			Network: req.Network, Container: req.Container, IfName: req.IfName, State: control.LinkAttaching,
-			BootID: a.d.bootID, Netns: req.Netns, Owner: req.Owner, Hostname: req.Hostname, Aliases: req.Aliases,
-			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Bandwidth: req.Bandwidth, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
+			BootID: a.d.bootID, Netns: req.Netns, Owner: req.Owner,
+			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
 		},
+		now: amendable{Hostname: req.Hostname, Aliases: req.Aliases, Bandwidth: req.Bandwidth},
 	}
 	if a.l.rec.MTU == 0 {
 		a.l.rec.MTU = a.n.rec.MTU
@@ -230,18 +231,17 @@ func (a *attaching) openTAP(f *os.File) (tunnel.Device, error) {
 func (a *attaching) join(ctx context.Context) error {
 	d, key := a.d, a.req.Key()
 	d.mu.Lock()
-	a.names = a.n.chooseNamesLocked(a.req)
+	a.names = a.n.chooseNamesLocked(key, a.req.Hostname, a.req.Aliases)
 	d.mu.Unlock()
 	a.undo.add(func(context.Context) {
 		d.mu.Lock()
 		a.n.freeNamesLocked(key)
 		d.mu.Unlock()
 	})
-	cfg := netstack.LinkConfig{Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU}
-	if b := a.req.Bandwidth; b != nil {
-		cfg.Bandwidth = netstack.Bandwidth{FromContainer: netstack.Rate(b.FromContainer), ToContainer: netstack.Rate(b.ToContainer)}
-	}
-	sl, err := a.n.sw.Attach(a.dev, cfg)
+	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{
+		Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU,
+		Bandwidth: switchBandwidth(a.req.Bandwidth),
+	})
 	switch {
 	case errors.Is(err, netstack.ErrAddressInUse):
 		return control.Errorf(control.CodeAddressInUse, "%v", err)
@@ -249,7 +249,7 @@ func (a *attaching) join(ctx context.Context) error {
 		return control.Errorf(control.CodeInvalid, "%v", err)
 	}
 	a.dev = nil // the switch owns it
-	a.l.sl, a.l.rec.Names = sl, a.names.all()
+	a.l.sl, a.l.now.Names = sl, a.names.all()
 	d.mu.Lock()
 	a.n.links[key] = a.l
 	d.mu.Unlock()

@@ -19,6 +19,10 @@
 // the connection ends first, because the client gave up or was killed, the link
 // is removed. The same holds for ephemeral links at any time.
 //
+// What a link is limited to and called may be amended while it is attached
+// (amend.go): all that is asked for or nothing, on disk before it is
+// acknowledged.
+//
 // A link ends by DEL, by GC, with its connection as above, or by itself: when
 // the container's namespace dies the device reports it and the link is removed
 // with its lease, without DEL. Removal goes from the outside in (flows and

@@ -15,7 +15,7 @@ import (
 type link struct {
 	d   *Daemon
 	net *network
-	rec *linkRecord    // not changed once the link is in the tables, but for State
+	rec *linkRecord    // not changed once the link is in the tables; what may change is below
 	sl  *netstack.Link // nil when lost
 
 	session *control.Session // whose end undoes an uncommitted or ephemeral link
@@ -23,8 +23,16 @@ type link struct {
 
 	// Guarded by Daemon.mu.
 	state    control.LinkState
+	now      amendable
 	removing bool // somebody removes it; the key is locked by them
 	pubs     map[string]*publication
+}
+
+// recordLocked is the record as it belongs on disk, with Daemon.mu held.
+func (l *link) recordLocked() *linkRecord {
+	rec := *l.rec
+	rec.State, rec.amendable, rec.Published = l.state, l.now, l.publishedLocked()
+	return &rec
 }
 
 func (l *link) key() control.LinkKey { return l.rec.key() }
@@ -195,14 +203,13 @@ func (d *Daemon) Commit(ctx context.Context, key control.LinkKey) error {
 	}
 	d.mu.Lock()
 	committed := l.state == control.LinkAttached
-	rec := *l.rec
-	rec.Published = l.publishedLocked()
+	rec := l.recordLocked()
 	d.mu.Unlock()
 	if committed {
 		return nil
 	}
 	rec.State = control.LinkAttached
-	if err := d.store.putLink(&rec); err != nil {
+	if err := d.store.putLink(rec); err != nil {
 		return err
 	}
 	d.mu.Lock()

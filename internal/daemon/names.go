@@ -42,33 +42,33 @@ type linkNames struct {
 // all lists every name, the hostname first when the link has it.
 func (n linkNames) all() []string { return append(slices.Clone(n.aliases), n.link) }
 
-// chooseNamesLocked gives a link its names, with Daemon.mu held, and reserves
-// those that are its alone: one made of the container's id, which nothing can
-// take from it, and the hostname unless another link was first. Aliases are
-// shared among the links that have them, save that an alias never answers for
-// another link's own name.
-func (n *network) chooseNamesLocked(req *control.AttachRequest) linkNames {
-	key := req.Key()
-	free := func(name string) bool {
-		holder, taken := n.names[name]
-		return !taken || holder == key
-	}
-	names := linkNames{link: hashName(key)}
-	id := strings.ToLower(req.Container)
-	for _, candidate := range []string{id, id[:min(len(id), shortID)], id[:min(len(id), shortID)] + "-" + strings.ToLower(req.IfName)} {
-		if validDNSName(candidate) && free(candidate) && candidate != gatewayName {
-			names.link = candidate
+// chooseNamesLocked gives a new link its names, with Daemon.mu held, and
+// reserves those that are its alone: one made of the container's id, which
+// nothing can take from it, and the hostname unless another link was first.
+func (n *network) chooseNamesLocked(key control.LinkKey, hostname string, aliases []string) linkNames {
+	link := hashName(key)
+	id := strings.ToLower(key.Container)
+	for _, candidate := range []string{id, id[:min(len(id), shortID)], id[:min(len(id), shortID)] + "-" + strings.ToLower(key.IfName)} {
+		if validDNSName(candidate) && n.freeForLocked(key, candidate) && candidate != gatewayName {
+			link = candidate
 			break
 		}
 	}
-	names.own = []string{names.link}
-	if h := strings.ToLower(req.Hostname); h != "" && h != names.link && h != gatewayName && free(h) {
+	return n.reserveNamesLocked(key, link, hostname, aliases)
+}
+
+// reserveNamesLocked gives a link the names that it wishes besides its own,
+// with Daemon.mu held. Aliases are shared among the links that have them, save
+// that an alias never answers for another link's own name.
+func (n *network) reserveNamesLocked(key control.LinkKey, link, hostname string, aliases []string) linkNames {
+	names := linkNames{link: link, own: []string{link}}
+	if h := strings.ToLower(hostname); h != "" && h != link && h != gatewayName && n.freeForLocked(key, h) {
 		names.aliases = append(names.aliases, h)
 		names.own = append(names.own, h)
 	}
-	for _, a := range req.Aliases {
+	for _, a := range aliases {
 		a = strings.ToLower(a)
-		if a != gatewayName && free(a) && a != names.link && !slices.Contains(names.aliases, a) {
+		if a != gatewayName && n.freeForLocked(key, a) && a != link && !slices.Contains(names.aliases, a) {
 			names.aliases = append(names.aliases, a)
 		}
 	}
@@ -76,6 +76,12 @@ func (n *network) chooseNamesLocked(req *control.AttachRequest) linkNames {
 		n.names[name] = key
 	}
 	return names
+}
+
+// freeForLocked reports whether a link may have a name.
+func (n *network) freeForLocked(key control.LinkKey, name string) bool {
+	holder, taken := n.names[name]
+	return !taken || holder == key
 }
 
 // gatewayName is the switch's own name.
@@ -87,9 +93,10 @@ func hashName(key control.LinkKey) string {
 	return "c" + hex.EncodeToString(sum[:8])
 }
 
-func (n *network) freeNamesLocked(key control.LinkKey) {
+// freeNamesLocked gives back a link's own names, except those to keep.
+func (n *network) freeNamesLocked(key control.LinkKey, keep ...string) {
 	for name, holder := range n.names {
-		if holder == key {
+		if holder == key && !slices.Contains(keep, name) {
 			delete(n.names, name)
 		}
 	}

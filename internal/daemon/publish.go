@@ -155,7 +155,7 @@ func (d *Daemon) Publish(ctx context.Context, req *control.PublishRequest, file 
 	if err != nil {
 		return nil, fmt.Errorf("publish to %s: %w", l.key(), err)
 	}
-	if err := d.recordPublications(l); err != nil {
+	if err := d.recordLink(l); err != nil {
 		d.closePublication(p)
 		return nil, err
 	}
@@ -178,21 +178,20 @@ func (d *Daemon) Unpublish(ctx context.Context, id string) error {
 		}
 		defer unlock()
 		d.closePublication(p)
-		return d.recordPublications(l)
+		return d.recordLink(l)
 	}
 	return control.Errorf(control.CodeNotFound, "no publication %q", id)
 }
 
-// recordPublications makes the record of a committed link say what is
-// published, with the key locked.
-func (d *Daemon) recordPublications(l *link) error {
+// recordLink makes the record of a committed link say what is true now, with
+// the key locked.
+func (d *Daemon) recordLink(l *link) error {
 	d.mu.Lock()
-	rec := *l.rec
-	rec.State, rec.Published = l.state, l.publishedLocked()
+	rec := l.recordLocked()
 	known := l.net.links[l.key()] == l
 	d.mu.Unlock()
 	if !known || rec.State != control.LinkAttached {
 		return nil // the commit will record it
 	}
-	return d.store.putLink(&rec)
+	return d.store.putLink(rec)
 }

@@ -21,9 +21,9 @@ func (d *Daemon) describeLink(l *link) control.Link {
 	defer d.mu.Unlock()
 	out := control.Link{
 		ID: r.key().String(), Network: r.Network, Container: r.Container, IfName: r.IfName, State: l.state,
-		Owner: r.Owner, Netns: r.Netns, Hostname: r.Hostname, Aliases: r.Aliases, Names: r.Names,
+		Owner: r.Owner, Netns: r.Netns, Hostname: l.now.Hostname, Aliases: l.now.Aliases, Names: l.now.Names,
 		Addrs: r.Addrs, Gateways: r.Gateways, MTU: r.MTU, Ephemeral: r.Ephemeral, Created: r.Created,
-		Device: cmp.Or(r.Device, control.DeviceTUN), MAC: r.MAC, Bandwidth: r.Bandwidth,
+		Device: cmp.Or(r.Device, control.DeviceTUN), MAC: r.MAC, Bandwidth: l.now.Bandwidth,
 		Publications: l.publishedLocked(),
 	}
 	if l.state == control.LinkLost {
@@ -63,9 +63,11 @@ func (d *Daemon) find(ref string) ([]*link, error) {
 	if ref == "" {
 		return all, nil
 	}
+	d.mu.Lock()
 	exact := slices.DeleteFunc(slices.Clone(all), func(l *link) bool {
-		return l.key().String() != ref && l.rec.Container != ref && !slices.Contains(l.rec.Names, strings.ToLower(ref))
+		return l.key().String() != ref && l.rec.Container != ref && !slices.Contains(l.now.Names, strings.ToLower(ref))
 	})
+	d.mu.Unlock()
 	if len(exact) > 0 {
 		return exact, nil
 	}
@@ -101,9 +103,13 @@ func (d *Daemon) oneLink(ref string) (*link, error) {
 		return nil, control.Errorf(control.CodeInvalid, "%q means %d links, such as %s and %s; name one by its id", ref, len(links), links[0].key(), links[1].key())
 	}
 	if links[0].sl == nil {
-		return nil, control.Errorf(control.CodeNotFound, "link %s is lost: its descriptor went with an earlier daemon; attach it anew", links[0].key())
+		return nil, lostLink(links[0].key())
 	}
 	return links[0], nil
+}
+
+func lostLink(key control.LinkKey) error {
+	return control.Errorf(control.CodeNotFound, "link %s is lost: its descriptor went with an earlier daemon; attach it anew", key)
 }
 
 // linkIDs maps the switch's names of a network's links to their ids.

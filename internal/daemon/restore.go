@@ -64,7 +64,7 @@ func (d *Daemon) restoreLinks(links []*linkRecord) error {
 			continue
 		}
 		lost++
-		n.links[rec.key()] = &link{d: d, net: n, rec: rec, state: control.LinkLost}
+		n.links[rec.key()] = &link{d: d, net: n, rec: rec, now: rec.amendable, state: control.LinkLost}
 	}
 	if lost > 0 {
 		d.log.Warn("links of an earlier daemon are lost: their containers have no network until they are attached anew", "count", lost)

@@ -54,18 +54,24 @@ type linkRecord struct {
 	BootID    string                `json:"bootID"`
 	Netns     uint64                `json:"netns,omitempty"`
 	Owner     string                `json:"owner,omitempty"`
-	Hostname  string                `json:"hostname,omitempty"`
-	Aliases   []string              `json:"aliases,omitempty"`
-	Names     []string              `json:"names,omitempty"`
 	Addrs     []netip.Prefix        `json:"addrs,omitempty"`
 	Gateways  []netip.Addr          `json:"gateways,omitempty"`
 	MTU       int                   `json:"mtu"`
 	Device    string                `json:"device,omitempty"` // empty: control.DeviceTUN
 	MAC       string                `json:"mac,omitempty"`    // of a TAP
-	Bandwidth *control.Bandwidth    `json:"bandwidth,omitempty"`
 	Ephemeral bool                  `json:"ephemeral,omitempty"`
 	Created   time.Time             `json:"created"`
 	Published []control.Publication `json:"published,omitempty"`
+	amendable
+}
+
+// amendable is the part of a link's record that may change in its life. In
+// memory link.now has it, and the record's own is not looked at.
+type amendable struct {
+	Hostname  string             `json:"hostname,omitempty"`
+	Aliases   []string           `json:"aliases,omitempty"`
+	Names     []string           `json:"names,omitempty"` // the DNS's: the hostname and the aliases as far as they are free, and the switch's own
+	Bandwidth *control.Bandwidth `json:"bandwidth,omitempty"`
 }
 
 func (r *linkRecord) key() control.LinkKey {

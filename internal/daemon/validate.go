@@ -28,13 +28,8 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 	if err := checkAttachAddrs(req); err != nil {
 		return err
 	}
-	if req.Hostname != "" && !validDNSName(req.Hostname) {
-		return control.Errorf(control.CodeInvalid, "hostname %q: want DNS labels of letters, digits, '-' and '_', 63 bytes each at most", req.Hostname)
-	}
-	for _, a := range req.Aliases {
-		if !validDNSName(a) {
-			return control.Errorf(control.CodeInvalid, "alias %q: want DNS labels of letters, digits, '-' and '_', 63 bytes each at most", a)
-		}
+	if err := checkWishes(&amendable{Hostname: req.Hostname, Aliases: req.Aliases, Bandwidth: req.Bandwidth}); err != nil {
+		return err
 	}
 	for i := range req.Publications {
 		if err := checkPublication(&req.Publications[i]); err != nil {
@@ -42,6 +37,42 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 		}
 	}
 	return checkDNSConf(req.DNS)
+}
+
+// maxAliases bounds a link's further names: the table of names is rebuilt
+// whenever links come or go.
+const maxAliases = 256
+
+// maxBurst bounds a burst, in bits, as the reference plugin bandwidth does:
+// less than 4 GiB.
+const maxBurst = 1<<35 - 1
+
+// checkWishes checks what an attach or an amendment wishes of a link.
+func checkWishes(w *amendable) error {
+	const labels = "want DNS labels of letters, digits, '-' and '_', 63 bytes each at most"
+	if w.Hostname != "" && !validDNSName(w.Hostname) {
+		return control.Errorf(control.CodeInvalid, "hostname %q: %s", w.Hostname, labels)
+	}
+	if len(w.Aliases) > maxAliases {
+		return control.Errorf(control.CodeInvalid, "%d aliases, the limit is %d", len(w.Aliases), maxAliases)
+	}
+	for _, a := range w.Aliases {
+		if !validDNSName(a) {
+			return control.Errorf(control.CodeInvalid, "alias %q: %s", a, labels)
+		}
+	}
+	if w.Bandwidth == nil {
+		return nil
+	}
+	for name, r := range map[string]control.Rate{"fromContainer": w.Bandwidth.FromContainer, "toContainer": w.Bandwidth.ToContainer} {
+		switch {
+		case r.BitsPerSecond == 0 && r.BurstBits > 0:
+			return control.Errorf(control.CodeInvalid, "bandwidth: %s has burstBits %d without bitsPerSecond; a burst needs a rate", name, r.BurstBits)
+		case r.BurstBits > maxBurst:
+			return control.Errorf(control.CodeInvalid, "bandwidth: %s has burstBits %d, want less than 4 GiB (%d bits)", name, r.BurstBits, maxBurst)
+		}
+	}
+	return nil
 }
 
 // checkDevice checks the kind of the device and its MAC address, which is
