@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
 )
 
 const (
@@ -102,6 +103,9 @@ type startedDaemon struct {
 // startDaemon starts a daemon that outlives the plugin: in a session of its
 // own, without the plugin's standard streams, which the runtime waits for.
 func (i *invocation) startDaemon() (*startedDaemon, error) {
+	if err := i.mayStartHere(); err != nil {
+		return nil, err
+	}
 	path, err := i.findBinary()
 	if err != nil {
 		return nil, err
@@ -126,6 +130,39 @@ func (i *invocation) startDaemon() (*startedDaemon, error) {
 	}
 	go d.watch()
 	return d, nil
+}
+
+// mayStartHere refuses the namespace in which rootless podman executes plugins.
+// It ends with podman's last container, and its way out with it: a daemon of
+// its own would outlive both, hold the socket, and serve the containers after
+// it without any network.
+func (i *invocation) mayStartHere() error {
+	dir := environ(i.Env).get("XDG_RUNTIME_DIR")
+	if dir == "" {
+		return nil
+	}
+	paths, err := filepath.Glob(filepath.Join(dir, "netns", "rootless-netns-*"))
+	if err != nil || len(paths) == 0 {
+		return nil // a pattern in XDG_RUNTIME_DIR itself, or no such podman
+	}
+	own, err := netns.Current()
+	if err != nil {
+		return fmt.Errorf("open the plugin's own network namespace: %w", err)
+	}
+	defer own.Close()
+	for _, path := range paths {
+		h, err := netns.Open(path)
+		if err != nil {
+			continue // left over from an earlier boot
+		}
+		same := h.Equal(own)
+		h.Close()
+		if same {
+			return fmt.Errorf("podman executes the plugin in a network namespace that ends with its last container (%s): "+
+				"start the daemon outside of it, as the same user: usernet daemon", path)
+		}
+	}
+	return nil
 }
 
 // watch waits for the daemon's end. It is startDaemon's, and ends with the
