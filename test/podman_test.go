@@ -247,7 +247,7 @@ func (p *podmanBed) testSeveralNetworks(n podmanNet) {
 	if _, there := p.links()["multi "+n.other]; there {
 		p.t.Errorf("links after disconnect: %v", p.links())
 	}
-	if out := nstest.Exec(p.t, ns, "ip", "-o", "link"); strings.Contains(out, "eth1") {
+	if out := nstest.Exec(p.t, ns, "ip", "-o", "link"); strings.Contains(out, before.IfName) {
 		p.t.Errorf("interfaces after disconnect:\n%s", out)
 	}
 	p.do("podman", "network", "connect", "--alias", "second", n.other, "multi")
