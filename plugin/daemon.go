@@ -41,7 +41,8 @@ const (
 
 // withDaemon runs fn, which talks to the daemon. When nobody is there it starts
 // a daemon if the configuration lets it, waits, and runs fn again; fn must
-// therefore have done nothing when it returns control.ErrNotRunning.
+// therefore have done nothing when it returns control.ErrNotRunning, and
+// nothing that cannot be done again when it returns control.ErrConnectionLost.
 func (i *invocation) withDaemon(ctx context.Context, fn func(context.Context) error) error {
 	err := fn(ctx)
 	if !isUnreachable(err) {
@@ -50,8 +51,8 @@ func (i *invocation) withDaemon(ctx context.Context, fn func(context.Context) er
 	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("no daemon served it within %v", startPatience))
 	defer cancel()
 	if !i.conf.Autostart {
-		if control.CodeOf(err) != control.CodeUnavailable {
-			return err
+		if errors.Is(err, control.ErrNotRunning) {
+			return err // nor is anybody about to be there
 		}
 		return i.retry(ctx, fn, nil)
 	}
