@@ -18,7 +18,6 @@ type cniArgs struct {
 	MAC      string   // MAC=
 	Gateway  string   // GATEWAY=, an argument of the static IPAM plugin
 	Hostname string   // the container's name for DNS
-	Sticky   string   // the container's name for ipam.sticky; empty: unknown
 }
 
 // parseArgs reads CNI_ARGS ("K=V;K=V"). It splits at the first '=' only: the
@@ -31,7 +30,6 @@ func parseArgs(s string) (cniArgs, error) {
 		unknown []string
 		ignore  bool
 		podName string
-		podNS   string
 	)
 	for pair := range strings.SplitSeq(s, ";") {
 		if pair == "" {
@@ -53,19 +51,12 @@ func parseArgs(s string) (cniArgs, error) {
 			ignore = value == "1" || strings.EqualFold(value, "true") || strings.EqualFold(value, "yes")
 		case key == "K8S_POD_NAME":
 			podName = value
-		case key == "K8S_POD_NAMESPACE":
-			podNS = value
 		case key == "NERDCTL_CNI_DHCP_HOSTNAME":
 			args.Hostname = value
 		case informative(key):
 		default:
 			unknown = append(unknown, key)
 		}
-	}
-	args.Sticky = args.Hostname
-	if podName != "" {
-		// Podman gives a container's name here, and no namespace.
-		args.Sticky = podNS + "/" + podName
 	}
 	if args.Hostname == "" {
 		args.Hostname = podName
@@ -104,9 +95,8 @@ func splitList(s string) []string {
 // places to ask (CONVENTIONS.md), runtimeConfig beats args.cni beats CNI_ARGS,
 // family by family: nerdctl gives the IPv4 address in CNI_ARGS and the IPv6
 // address as a capability argument, and means both.
-//
-// keys names the places that had a say, with what they said.
-func (c *config) wantedIPs(args cniArgs) (wanted []netip.Addr, keys []string, err error) {
+func (c *config) wantedIPs(args cniArgs) ([]netip.Addr, error) {
+	var wanted []netip.Addr
 	var have4, have6 bool
 	for _, source := range []struct {
 		key  string
@@ -117,11 +107,10 @@ func (c *config) wantedIPs(args cniArgs) (wanted []netip.Addr, keys []string, er
 		{"CNI_ARGS IP", args.IPs},
 	} {
 		var this4, this6 bool
-		before := len(wanted)
 		for _, s := range source.list {
 			a, err := parseIP(s)
 			if err != nil {
-				return nil, nil, badValue(source.key, s, err.Error())
+				return nil, badValue(source.key, s, err.Error())
 			}
 			if a.Is4() && !have4 || a.Is6() && !have6 {
 				wanted = append(wanted, a)
@@ -129,11 +118,8 @@ func (c *config) wantedIPs(args cniArgs) (wanted []netip.Addr, keys []string, er
 			this4, this6 = this4 || a.Is4(), this6 || a.Is6()
 		}
 		have4, have6 = have4 || this4, have6 || this6
-		if len(wanted) > before {
-			keys = append(keys, fmt.Sprintf("%q %s", source.key, compact(source.list)))
-		}
 	}
-	return wanted, keys, nil
+	return wanted, nil
 }
 
 // parseIP takes an address with or without a prefix length: podman sends none.

@@ -150,19 +150,5 @@ func (i *invocation) checkLink(ctx context.Context, inode uint64, want netns.Int
 	case l.Netns != 0 && l.Netns != inode:
 		return fail(ErrAttachment, "the daemon's link %s is of the namespace net:[%d]; CNI_NETNS=%q is net:[%d]", key, l.Netns, i.params.Netns, inode)
 	}
-	var specs []control.PublicationSpec
-	for n := range i.conf.Runtime.PortMappings {
-		m := &i.conf.Runtime.PortMappings[n]
-		hosts, err := m.hostIPs(have)
-		if err != nil {
-			return err
-		}
-		for _, host := range hosts {
-			specs = append(specs, control.PublicationSpec{Proto: m.Protocol, HostIP: host, HostPort: uint16(m.HostPort), Port: uint16(m.ContainerPort)})
-		}
-	}
-	if missing := missingPublications(specs, l.Publications); len(missing) > 0 {
-		return fail(ErrAttachment, "the daemon's link %s does not publish %v", key, missing)
-	}
-	return nil
+	return i.checkPublished(&l, have)
 }

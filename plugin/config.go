@@ -55,6 +55,11 @@ type config struct {
 	Valid []types.GCAttachment
 	// Bridge holds what the drop-in name bridge alone has; nil under other names.
 	Bridge *bridgeConf
+	// Tuning and TuningArgs are what the drop-in name tuning sets, by its own
+	// keys and by args.cni.
+	Tuning, TuningArgs tuningConf
+	// Domain is the drop-in name dnsname's, without dots at its ends.
+	Domain string
 }
 
 // argsCNI is the part of "args" that CONVENTIONS.md gives a meaning and that

@@ -50,8 +50,8 @@ var required = map[string][]string{
 var nameChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
 
 // readParameters judges the environment. All that is wrong is named in one
-// error of code 4.
-func readParameters(env environ) (parameters, error) {
+// error of code 4. loopback says that the interface may be called "lo".
+func readParameters(env environ, loopback bool) (parameters, error) {
 	p := parameters{
 		Command:     env.get("CNI_COMMAND"),
 		ContainerID: env.get("CNI_CONTAINERID"),
@@ -75,7 +75,7 @@ func readParameters(env environ) (parameters, error) {
 		}
 	}
 	if len(need) > 0 {
-		faults = append(faults, p.faults()...)
+		faults = append(faults, p.faults(loopback)...)
 	}
 	if len(faults) > 0 {
 		return p, fail(types.ErrInvalidEnvironmentVariables,
@@ -85,14 +85,14 @@ func readParameters(env environ) (parameters, error) {
 }
 
 // faults lists what is wrong with the values that are there.
-func (p *parameters) faults() []string {
+func (p *parameters) faults(loopback bool) []string {
 	var faults []string
 	if p.ContainerID != "" && !nameChars.MatchString(p.ContainerID) {
 		faults = append(faults, fmt.Sprintf(
 			"CNI_CONTAINERID=%q: want letters, digits, '_', '.' and '-', starting with a letter or digit", p.ContainerID))
 	}
 	if p.IfName != "" {
-		if why := ifNameFault(p.IfName); why != "" {
+		if why := ifNameFault(p.IfName); why != "" && !(loopback && p.IfName == "lo") {
 			faults = append(faults, fmt.Sprintf("CNI_IFNAME=%q: %s", p.IfName, why))
 		}
 	}

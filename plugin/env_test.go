@@ -56,7 +56,7 @@ func TestReadParameters(t *testing.T) {
 		{name: "loopback", env: full.with("CNI_COMMAND", "ADD").with("CNI_IFNAME", "lo"), words: []string{"CNI_IFNAME", `"lo"`}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := readParameters(test.env)
+			got, err := readParameters(test.env, false)
 			if test.words != nil {
 				wantError(t, err, types.ErrInvalidEnvironmentVariables, test.words...)
 				return

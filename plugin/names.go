@@ -9,13 +9,22 @@ import (
 // Names of the reference plugins under which the executable can be installed
 // (see the package comment).
 const (
-	nameBridge = "bridge"
-	nameNative = "usernet"
+	nameBandwidth = "bandwidth"
+	nameBridge    = "bridge"
+	nameDNSName   = "dnsname"
+	nameFirewall  = "firewall"
+	nameHostLocal = "host-local"
+	nameLoopback  = "loopback"
+	namePortmap   = "portmap"
+	nameTuning    = "tuning"
+	nameNative    = "usernet"
 )
 
 // DropInNames are the names of reference plugins that the executable answers
 // to, sorted. Under any other name it is the plugin of type "usernet".
-var DropInNames = []string{nameBridge}
+var DropInNames = []string{
+	nameBandwidth, nameBridge, nameDNSName, nameFirewall, nameLoopback, namePortmap, nameTuning,
+}
 
 // referenceVersion is the release of the reference plugins whose behaviour the
 // drop-in names have. Runtimes read it to learn what they may ask for: nerdctl
@@ -27,9 +36,10 @@ type verb func(*invocation, context.Context) error
 
 // program is what the executable is under one name.
 type program struct {
-	name   string
-	schema *schema
-	verbs  map[string]verb // all but VERSION
+	name     string
+	schema   *schema
+	verbs    map[string]verb // all but VERSION
+	loopback bool            // CNI_IFNAME may be "lo"
 }
 
 // attachVerbs are those of the plugins that make an interface.
@@ -41,8 +51,20 @@ var attachVerbs = map[string]verb{
 // programOf returns what the executable is when it was started as argv0.
 func programOf(argv0 string) *program {
 	switch filepath.Base(argv0) {
+	case nameBandwidth:
+		return bandwidthProgram()
 	case nameBridge:
 		return &program{name: nameBridge, schema: bridgeSchema(), verbs: attachVerbs}
+	case nameDNSName:
+		return dnsnameProgram()
+	case nameFirewall:
+		return firewallProgram()
+	case nameLoopback:
+		return loopbackProgram()
+	case namePortmap:
+		return portmapProgram()
+	case nameTuning:
+		return tuningProgram()
 	}
 	return &program{name: nameNative, schema: &nativeSchema, verbs: attachVerbs}
 }

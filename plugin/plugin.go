@@ -116,7 +116,7 @@ func (i *invocation) run(ctx context.Context) error {
 // another version of the specification calls its keys cannot be judged.
 func (i *invocation) read() error {
 	var err error
-	if i.params, err = readParameters(i.Env); err != nil {
+	if i.params, err = readParameters(i.Env, i.program.loopback); err != nil {
 		return err
 	}
 	if i.input, err = io.ReadAll(io.LimitReader(i.Stdin, maxInput+1)); err != nil {
@@ -160,9 +160,7 @@ func linkAlias(k control.LinkKey) string {
 }
 
 // isUnreachable reports whether an error of the daemon's client means that
-// there is nobody to talk to now, or nobody any more: everything that is asked
-// with one request can be asked again.
+// there is nobody to talk to now.
 func isUnreachable(err error) bool {
-	return errors.Is(err, control.ErrNotRunning) || errors.Is(err, control.ErrConnectionLost) ||
-		control.CodeOf(err) == control.CodeUnavailable
+	return errors.Is(err, control.ErrNotRunning) || control.CodeOf(err) == control.CodeUnavailable
 }

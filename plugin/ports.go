@@ -66,6 +66,33 @@ func (m *portMapping) hostIPs(have families) ([]netip.Addr, error) {
 	return all, nil
 }
 
+// openMappings opens the host side of all port mappings in the current
+// namespace. The caller owns the sockets; on error none stays open.
+func (i *invocation) openMappings(ctx context.Context, have families) (specs []control.PublicationSpec, files []*os.File, err error) {
+	for n := range i.conf.Runtime.PortMappings {
+		s, f, err := i.conf.Runtime.PortMappings[n].listen(ctx, have)
+		if err != nil {
+			closeAll(files)
+			return nil, nil, err
+		}
+		specs, files = append(specs, s...), append(files, f...)
+	}
+	return specs, files, nil
+}
+
+// spec describes the publications of a mapping, whatever their host addresses
+// are when it names none.
+func (m *portMapping) spec() (control.PublicationSpec, error) {
+	if err := m.check(); err != nil {
+		return control.PublicationSpec{}, err
+	}
+	spec := control.PublicationSpec{Proto: m.Protocol, HostPort: uint16(m.HostPort), Port: uint16(m.ContainerPort)}
+	if m.HostIP != "" {
+		spec.HostIP = netip.MustParseAddr(m.HostIP).Unmap() // check has parsed it
+	}
+	return spec, nil
+}
+
 // listen opens the sockets of one mapping in the current namespace, in the
 // order of the publications that go with them. On error nothing stays open.
 func (m *portMapping) listen(ctx context.Context, have families) (specs []control.PublicationSpec, files []*os.File, err error) {
@@ -144,6 +171,25 @@ func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
+}
+
+// checkPublished holds the daemon's link against the port mappings.
+func (i *invocation) checkPublished(l *control.Link, have families) error {
+	var specs []control.PublicationSpec
+	for n := range i.conf.Runtime.PortMappings {
+		m := &i.conf.Runtime.PortMappings[n]
+		hosts, err := m.hostIPs(have)
+		if err != nil {
+			return err
+		}
+		for _, host := range hosts {
+			specs = append(specs, control.PublicationSpec{Proto: m.Protocol, HostIP: host, HostPort: uint16(m.HostPort), Port: uint16(m.ContainerPort)})
+		}
+	}
+	if missing := missingPublications(specs, l.Publications); len(missing) > 0 {
+		return fail(ErrAttachment, "the daemon's link %s does not publish %v", i.key(), missing)
+	}
+	return nil
 }
 
 // missingPublications reports which of the wanted publications are not there.

@@ -154,6 +154,24 @@ func (c *Client) Publish(ctx context.Context, req PublishRequest, files ...*os.F
 	return r, err
 }
 
+// PublishLink adds publications to a link, all or none, and returns them in the
+// request's order. files are the request's descriptors, which the caller keeps.
+func (c *Client) PublishLink(ctx context.Context, key LinkKey, specs []PublicationSpec, files ...*os.File) ([]Publication, error) {
+	s := newSession(c.path(), files)
+	defer s.close()
+	var r PublicationsReply
+	err := s.call(ctx, http.MethodPost, linkPath(key)+"/publications", &PublishLinkRequest{Publications: specs}, &r)
+	return r.Publications, err
+}
+
+// UnpublishLink removes the publications of a link that one of specs describes,
+// and returns those that it removed.
+func (c *Client) UnpublishLink(ctx context.Context, key LinkKey, specs []PublicationSpec) ([]Publication, error) {
+	var r PublicationsReply
+	err := c.call(ctx, http.MethodPost, linkPath(key)+"/unpublish", &UnpublishLinkRequest{Publications: specs}, &r)
+	return r.Publications, err
+}
+
 // Unpublish removes a publication by its id.
 func (c *Client) Unpublish(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/publications/"+url.PathEscape(id), nil, nil)

@@ -31,6 +31,8 @@ var routes = []route{
 	{"PATCH", "/v1/links/{network}/{container}/{ifname}", AmendLinkRequest{}, Link{}, nil, serveAmendLink},
 	{"DELETE", "/v1/links/{network}/{container}/{ifname}", nil, DetachReply{}, nil, serveDetach},
 	{"POST", "/v1/links/{network}/{container}/{ifname}/commit", nil, nil, nil, serveCommit},
+	{"POST", "/v1/links/{network}/{container}/{ifname}/publications", PublishLinkRequest{}, PublicationsReply{}, nil, servePublishLink},
+	{"POST", "/v1/links/{network}/{container}/{ifname}/unpublish", UnpublishLinkRequest{}, PublicationsReply{}, nil, serveUnpublishLink},
 	{"GET", "/v1/networks", nil, NetworksReply{}, nil, serveNetworks},
 	{"POST", "/v1/networks", CreateNetworkRequest{}, Network{}, nil, serveCreateNetwork},
 	{"GET", "/v1/networks/{name}", nil, Network{}, nil, serveNetwork},
@@ -93,19 +95,23 @@ func serveAttach(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	want := 1
-	for _, p := range req.Publications {
-		if p.FD {
-			want++
-		}
-	}
 	c := connOf(r)
-	files, err := c.take(want)
+	files, err := c.take(1 + descriptors(req.Publications))
 	if err != nil {
 		return err
 	}
 	rep, err := a.Handler.Attach(r.Context(), c.session, &req, files)
 	return reply(w, rep, err)
+}
+
+// descriptors returns how many descriptors come with publications.
+func descriptors(specs []PublicationSpec) (n int) {
+	for _, s := range specs {
+		if s.FD {
+			n++
+		}
+	}
+	return n
 }
 
 func serveCommit(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -220,6 +226,36 @@ func servePublish(a *api, w http.ResponseWriter, r *http.Request) error {
 	}
 	p, err := a.Handler.Publish(r.Context(), &req, file)
 	return reply(w, p, err)
+}
+
+func servePublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	var req PublishLinkRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	files, err := connOf(r).take(descriptors(req.Publications))
+	if err != nil {
+		return err
+	}
+	list, err := a.Handler.PublishLink(r.Context(), key, &req, files)
+	return reply(w, PublicationsReply{Publications: orEmpty(list)}, err)
+}
+
+func serveUnpublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	var req UnpublishLinkRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	list, err := a.Handler.UnpublishLink(r.Context(), key, &req)
+	return reply(w, PublicationsReply{Publications: orEmpty(list)}, err)
 }
 
 func serveUnpublish(a *api, w http.ResponseWriter, r *http.Request) error {

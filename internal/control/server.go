@@ -48,6 +48,9 @@ type Handler interface {
 	Publications(ctx context.Context) ([]Publication, error)
 	// Publish owns file, which is nil unless req.FD is set.
 	Publish(ctx context.Context, req *PublishRequest, file *os.File) (*Publication, error)
+	// PublishLink owns files: one for each publication with FD set, in order.
+	PublishLink(ctx context.Context, key LinkKey, req *PublishLinkRequest, files []*os.File) ([]Publication, error)
+	UnpublishLink(ctx context.Context, key LinkKey, req *UnpublishLinkRequest) ([]Publication, error)
 	Unpublish(ctx context.Context, id string) error
 
 	Flows(ctx context.Context, q FlowQuery) ([]Flow, error)

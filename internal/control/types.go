@@ -77,13 +77,12 @@ type Bandwidth struct {
 // descriptors: first the TUN or TAP, then one listening TCP socket or bound UDP
 // socket for each of Publications that has FD set, in their order.
 type AttachRequest struct {
-	Network   string `json:"network"`             // name; letters, digits, "_.-", starts with a letter or digit
-	Container string `json:"container"`           // the runtime's container id, same alphabet
-	IfName    string `json:"ifname"`              // interface name inside the container, 1..15 bytes
-	Netns     uint64 `json:"netns,omitempty"`     // inode of the container's network namespace; 0: unknown
-	NetnsPath string `json:"netnsPath,omitempty"` // where the caller found it, absolute; by it a later daemon tells whether the namespace is still there
-	BootID    string `json:"bootID,omitempty"`    // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
-	Owner     string `json:"owner,omitempty"`     // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
+	Network   string `json:"network"`          // name; letters, digits, "_.-", starts with a letter or digit
+	Container string `json:"container"`        // the runtime's container id, same alphabet
+	IfName    string `json:"ifname"`           // interface name inside the container, 1..15 bytes
+	Netns     uint64 `json:"netns,omitempty"`  // inode of the container's network namespace; 0: unknown
+	BootID    string `json:"bootID,omitempty"` // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
+	Owner     string `json:"owner,omitempty"`  // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
 
 	Device string `json:"device,omitempty"` // kind of the first descriptor, "tun" or "tap"; empty: "tun"
 	MAC    string `json:"mac,omitempty"`    // address that the interface of a TAP gets, told by GET /v1/links; empty: the one it has
@@ -95,7 +94,6 @@ type AttachRequest struct {
 	MTU      int       `json:"mtu,omitempty"`      // bytes; 0: the network's
 
 	IPs      []netip.Addr   `json:"ips,omitempty"`      // wanted addresses out of Sets
-	Sticky   string         `json:"sticky,omitempty"`   // the container's name, when the last addresses of this name and ifname are to be had again; not with Addrs
 	Addrs    []netip.Prefix `json:"addrs,omitempty"`    // addresses leased elsewhere (delegated IPAM): used exactly, nothing is leased
 	Gateways []netip.Addr   `json:"gateways,omitempty"` // with Addrs: the gateway of each family; must be the network's when it exists
 
@@ -144,6 +142,20 @@ type PublicationSpec struct {
 type PublishRequest struct {
 	Link string `json:"link"` // any reference that GET /v1/links?ref= understands
 	PublicationSpec
+}
+
+// PublishLinkRequest adds publications to one link, all of them or none (POST
+// /v1/links/…/publications). It carries the descriptors of its publications as
+// an attach does after the TUN.
+type PublishLinkRequest struct {
+	Publications []PublicationSpec `json:"publications"`
+}
+
+// UnpublishLinkRequest removes those publications of one link that one of the
+// specs describes (POST /v1/links/…/unpublish). A spec without hostIP or
+// hostPort describes those of all; what is not there is no error.
+type UnpublishLinkRequest struct {
+	Publications []PublicationSpec `json:"publications"`
 }
 
 // Publication is a host listener that leads to a link's port.

@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// undoTime bounds each step that is undone after a request has failed or gone:
-// a slow one leaves the others their time.
+// undoTime bounds what is undone after a request has failed or gone.
 const undoTime = 10 * time.Second
 
 // undoList is what has been done so far, to be taken back in reverse order
@@ -26,15 +25,10 @@ func (u *undoList) run(ctx context.Context) {
 	if len(u.steps) == 0 {
 		return
 	}
-	for i := len(u.steps) - 1; i >= 0; i-- {
-		inTime(ctx, u.steps[i])
-	}
-	u.steps = nil
-}
-
-// inTime runs one step of a removal, which goes on when ctx ends.
-func inTime(ctx context.Context, step func(context.Context)) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	step(ctx)
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		u.steps[i](ctx)
+	}
+	u.steps = nil
 }

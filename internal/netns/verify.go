@@ -81,6 +81,33 @@ func hasRoute(r Route) (bool, error) {
 	return len(routes) > 0, nil
 }
 
+// Addresses returns the addresses of an interface of the current namespace, each
+// with its subnet's length, in the kernel's order.
+func Addresses(name string) ([]netip.Prefix, error) {
+	link, err := lookUp(name)
+	if err != nil {
+		return nil, err
+	}
+	list, err := listAddresses(link)
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, a := range list {
+		if p, ok := addrPrefix(a); ok {
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+// addrPrefix is an address of the kernel's with its subnet's length.
+func addrPrefix(a netlink.Addr) (netip.Prefix, bool) {
+	ip, ok := netip.AddrFromSlice(a.IP)
+	bits, _ := a.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), bits), ok
+}
+
 // addresses returns the addresses of an interface, or of all with nil.
 func addresses(link netlink.Link) (map[netip.Prefix]bool, error) {
 	list, err := listAddresses(link)
@@ -89,9 +116,8 @@ func addresses(link netlink.Link) (map[netip.Prefix]bool, error) {
 	}
 	have := make(map[netip.Prefix]bool, len(list))
 	for _, a := range list {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			bits, _ := a.Mask.Size()
-			have[netip.PrefixFrom(ip.Unmap(), bits)] = true
+		if p, ok := addrPrefix(a); ok {
+			have[p] = true
 		}
 	}
 	return have, nil

@@ -1,0 +1,118 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/usernet/usernet/internal/control"
+)
+
+// The steps of PublishLink, by the names that Config.fault is asked with.
+const (
+	stepPublishAll    = "publish all" // asked before each publication
+	stepPublishRecord = "publish record"
+)
+
+// PublishLink implements control.Handler: all publications or none.
+func (d *Daemon) PublishLink(ctx context.Context, key control.LinkKey, req *control.PublishLinkRequest, files []*os.File) ([]control.Publication, error) {
+	defer func() {
+		for _, f := range files {
+			_ = f.Close() // what is published has a duplicate
+		}
+	}()
+	for i := range req.Publications {
+		if err := checkPublication(&req.Publications[i]); err != nil {
+			return nil, err
+		}
+	}
+	unlock, err := d.keys.lock(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l := d.link(key)
+	if l == nil || !l.alive() {
+		return nil, noLink(key)
+	}
+	list, err := l.publishAll(ctx, req.Publications, files)
+	if err != nil {
+		return nil, fmt.Errorf("publish to %s: %w", key, err)
+	}
+	return list, nil
+}
+
+// publishAll opens publications and records them, with the key locked.
+func (l *link) publishAll(ctx context.Context, specs []control.PublicationSpec, files []*os.File) ([]control.Publication, error) {
+	var undo undoList
+	defer undo.run(ctx)
+	var list []control.Publication
+	for i := range specs {
+		if err := l.d.faultAt(stepPublishAll); err != nil {
+			return nil, err
+		}
+		var f *os.File
+		if specs[i].FD {
+			f, files = files[0], files[1:]
+		}
+		p, err := l.publish(&specs[i], f)
+		if err != nil {
+			return nil, err
+		}
+		undo.add(func(context.Context) { l.d.closePublication(p) })
+		list = append(list, p.Publication)
+	}
+	if err := l.d.faultAt(stepPublishRecord); err != nil {
+		return nil, err
+	}
+	if err := l.d.recordLink(l); err != nil {
+		return nil, err
+	}
+	undo.keep()
+	l.d.log.Info("ports published", "link", l.key().String(), "count", len(list))
+	return list, nil
+}
+
+// UnpublishLink implements control.Handler.
+func (d *Daemon) UnpublishLink(ctx context.Context, key control.LinkKey, req *control.UnpublishLinkRequest) ([]control.Publication, error) {
+	for i := range req.Publications {
+		if err := checkPublication(&req.Publications[i]); err != nil {
+			return nil, err
+		}
+	}
+	unlock, err := d.keys.lock(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l := d.link(key)
+	if l == nil {
+		return nil, noLink(key)
+	}
+	d.mu.Lock()
+	var doomed []*publication
+	for _, p := range l.pubs {
+		if slices.ContainsFunc(req.Publications, p.describedBy) {
+			doomed = append(doomed, p)
+		}
+	}
+	d.mu.Unlock()
+	if len(doomed) == 0 {
+		return nil, nil
+	}
+	var list []control.Publication
+	for _, p := range doomed {
+		d.closePublication(p)
+		list = append(list, p.Publication)
+	}
+	sortPublications(list)
+	d.log.Info("ports unpublished", "link", key.String(), "count", len(list))
+	return list, d.recordLink(l)
+}
+
+// describedBy reports whether a spec means the publication.
+func (p *publication) describedBy(s control.PublicationSpec) bool {
+	return s.Proto == p.Proto && s.Port == p.Port &&
+		(!s.HostIP.IsValid() || s.HostIP == p.HostIP) && (s.HostPort == 0 || s.HostPort == p.HostPort)
+}
