@@ -26,8 +26,10 @@ CNITOOL_VERSION := v1.3.1
 TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 CNITOOL := $(TOOLS)/cnitool-$(CNITOOL_VERSION)/cnitool
+# Clients of ring 3 whose libraries are no requirement of this module.
+CLIENTS := $(TOOLS)/clients/cri
 # Tests find the Go tools of this tree before those of the machine.
-export PATH := $(dir $(CNITOOL)):$(PATH)
+export PATH := $(dir $(CNITOOL)):$(dir $(CLIENTS)):$(PATH)
 
 # In CI a skipped test is a failed one.
 REPORT = $(GO) run ./internal/testreport $(if $(filter true 1,$(CI)),-no-skips)
@@ -49,13 +51,14 @@ netns: ## Ring 2: real TUNs in namespaces that the tests make; speed counts, so 
 	@$(GO) test -json -p $(JOBS) -timeout 10m -count=1 -run '^TestNetns.*$(RUN)' $(PKGS) | $(REPORT)
 
 .PHONY: runtimes
-runtimes: $(CNITOOL) ## Ring 3: built binaries with real runtimes and clients; needs root
+runtimes: $(CNITOOL) $(CLIENTS) ## Ring 3: built binaries with real runtimes and clients; needs root
 	@$(GO) test -json -p 1 -timeout 15m -count=1 -tags runtimes -run '$(RUN)' ./test/... | $(REPORT)
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Format, vet, static checks
 	@for f in .ci/*; do bash -n "$$f"; done
 	@$(GOLANGCI) run --timeout 10m $(PKGS)
+	@$(GO) -C test/clients vet ./...
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Each fuzz target for FUZZTIME (5s)
@@ -72,7 +75,7 @@ install: build ## The binaries into PREFIX/bin (/usr/local/bin)
 	@install -m 0755 bin/* '$(DESTDIR)$(PREFIX)/bin/'
 
 .PHONY: tools
-tools: $(GOLANGCI) $(CNITOOL) ## Install what the tests need: Debian packages (as root) and Go tools
+tools: $(GOLANGCI) $(CNITOOL) $(CLIENTS) ## Install what the tests need: Debian packages (as root) and Go tools
 	@.ci/packages
 
 $(GOLANGCI):
@@ -80,6 +83,10 @@ $(GOLANGCI):
 
 $(CNITOOL):
 	@.ci/gotool '$@' github.com/containernetworking/cni/cnitool@$(CNITOOL_VERSION)
+
+$(CLIENTS): test/clients/go.mod test/clients/go.sum $(wildcard test/clients/*/*.go)
+	@echo 'building test/clients'
+	@$(GO) -C test/clients build -trimpath -o '$(dir $(CLIENTS))' ./... github.com/cri-o/ocicni/tools/ocicnitool
 
 .PHONY: clean
 clean: ## Remove bin/ and the Go tools

@@ -22,6 +22,16 @@ type allocator struct {
 	// rested lists addresses whose rest is over but which the store still
 	// knows as freed.
 	rested []netip.Addr
+
+	// kept has the free addresses that stick to a name. Others get them last
+	// of all.
+	kept map[netip.Addr]keeping
+}
+
+// keeping is why a free address is kept.
+type keeping struct {
+	name string
+	at   time.Time // of freeing
 }
 
 type freed struct {
@@ -35,6 +45,7 @@ func newAllocator(set []Range, reserved map[netip.Addr]bool) *allocator {
 		reserved: reserved,
 		size:     capacity(set, reserved),
 		resting:  make(map[netip.Addr]time.Time),
+		kept:     make(map[netip.Addr]keeping),
 	}
 }
 
@@ -49,6 +60,7 @@ func (a *allocator) took(addr netip.Addr) {
 	if a.has(addr) {
 		a.used++
 		delete(a.resting, addr)
+		delete(a.kept, addr)
 	}
 }
 
@@ -63,6 +75,32 @@ func (a *allocator) dropped(addr netip.Addr) {
 func (a *allocator) rest(addr netip.Addr, at time.Time) {
 	a.resting[addr] = at
 	a.queue = append(a.queue, freed{addr, at})
+}
+
+// keep lets a free address of the set wait for a name.
+func (a *allocator) keep(addr netip.Addr, name string, at time.Time) {
+	delete(a.resting, addr) // it is in one of the two
+	a.kept[addr] = keeping{name, at}
+}
+
+// unkeep lets an address that waits for name rest like any other.
+func (a *allocator) unkeep(addr netip.Addr, name string, at time.Time) {
+	if k, ok := a.kept[addr]; ok && k.name == name {
+		delete(a.kept, addr)
+		a.rest(addr, at)
+	}
+}
+
+// oldestKept gives the kept address that was freed first; there must be one.
+// The pool bounds the number of names, so that looking at all is cheap.
+func (a *allocator) oldestKept() netip.Addr {
+	var oldest netip.Addr
+	for addr, k := range a.kept {
+		if o := a.kept[oldest]; !oldest.IsValid() || k.at.Before(o.at) || k.at.Equal(o.at) && addr.Less(oldest) {
+			oldest = addr
+		}
+	}
+	return oldest
 }
 
 // expire ends the rest of addresses freed at limit or before.
@@ -83,23 +121,32 @@ func (a *allocator) expire(limit time.Time) {
 }
 
 // next chooses a free address without taking it: the first after the cursor
-// that does not rest, or else the one that has rested longest. Addresses freed
-// at limit or before do not rest any longer.
+// that neither rests nor is kept for a name, or else the one that has rested
+// longest, or else the one that has been kept longest. Addresses freed at limit
+// or before do not rest any longer.
 func (a *allocator) next(used map[netip.Addr]Owner, limit time.Time) (netip.Addr, error) {
 	a.expire(limit)
 	switch {
 	case a.used >= a.size:
 		return netip.Addr{}, fmt.Errorf("%w: %d of %d in use in %s", ErrExhausted, a.used, a.size, describe(a.set))
-	case a.used+uint64(len(a.resting)) >= a.size:
+	case a.used+uint64(len(a.resting)+len(a.kept)) < a.size:
+		return a.walk(used), nil
+	case len(a.resting) > 0:
 		return a.queue[0].addr, nil // expire left a live entry in front
 	}
-	// Fewer addresses are taken or resting than the set has, so this ends, and
-	// after at most as many steps as there are such addresses.
+	return a.oldestKept(), nil
+}
+
+// walk gives the first address after the cursor that is not taken, resting or
+// kept. There must be one; it is found after at most as many steps as there are
+// others.
+func (a *allocator) walk(used map[netip.Addr]Owner) netip.Addr {
 	for addr := a.after(a.cursor); ; addr = a.after(addr) {
 		_, taken := used[addr]
 		_, rests := a.resting[addr]
-		if !taken && !rests && !a.reserved[addr] {
-			return addr, nil
+		_, waits := a.kept[addr]
+		if !taken && !rests && !waits && !a.reserved[addr] {
+			return addr
 		}
 	}
 }

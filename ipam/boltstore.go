@@ -19,8 +19,9 @@ import (
 // the state before or after it. Commits that arrive while another one is being
 // synced share the next sync.
 //
-// The bucket has three buckets: "leases" (owner to lease, JSON), "freed"
-// (address to time of freeing) and "cursors" (number of the set to address).
+// The bucket has four buckets: "leases" (owner to lease, JSON), "freed"
+// (address to time of freeing), "cursors" (number of the set to address) and
+// "names" (name to memory, JSON).
 type BoltStore struct {
 	db     *bbolt.DB
 	bucket []byte
@@ -49,6 +50,7 @@ var (
 	leasesKey  = []byte("leases")
 	freedKey   = []byte("freed")
 	cursorsKey = []byte("cursors")
+	namesKey   = []byte("names")
 )
 
 // NewBoltStore returns the store in the named bucket, which the first commit
@@ -61,7 +63,7 @@ func NewBoltStore(db *bbolt.DB, bucket string) *BoltStore {
 // Load implements [Store]. Its errors name the bucket and key of every record
 // that cannot be read.
 func (s *BoltStore) Load(ctx context.Context) (State, error) {
-	state := State{Freed: make(map[netip.Addr]time.Time)}
+	state := State{Freed: make(map[netip.Addr]time.Time), Names: make(map[string]Memory)}
 	if err := ctx.Err(); err != nil {
 		return state, err
 	}
@@ -74,6 +76,7 @@ func (s *BoltStore) Load(ctx context.Context) (State, error) {
 			s.each(b, leasesKey, state.addLease),
 			s.each(b, freedKey, state.addFreed),
 			s.each(b, cursorsKey, state.addCursor),
+			s.each(b, namesKey, state.addName),
 		)
 	})
 	return state, err
@@ -135,6 +138,15 @@ func (s *State) addCursor(k, v []byte) error {
 		return fmt.Errorf("cursor of set %d follows that of set %d", i, len(s.Cursors)-1)
 	}
 	s.Cursors = append(s.Cursors, a)
+	return nil
+}
+
+func (s *State) addName(k, v []byte) error {
+	var m Memory
+	if err := json.Unmarshal(v, &m); err != nil {
+		return err
+	}
+	s.Names[string(k)] = m
 	return nil
 }
 
@@ -200,40 +212,67 @@ func (s *BoltStore) handOver(batch []*boltWrite, err error) {
 	s.queue[0].turn <- boltTurn{lead: true}
 }
 
+// boltTables are the buckets of one transaction.
+type boltTables struct{ leases, freed, cursors, names *bbolt.Bucket }
+
+func (s *BoltStore) tables(tx *bbolt.Tx) (t boltTables, err error) {
+	b, err := tx.CreateBucketIfNotExists(s.bucket)
+	if err != nil {
+		return t, err
+	}
+	for key, into := range map[*[]byte]**bbolt.Bucket{
+		&leasesKey: &t.leases, &freedKey: &t.freed, &cursorsKey: &t.cursors, &namesKey: &t.names,
+	} {
+		if *into, err = b.CreateBucketIfNotExists(*key); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
+}
+
 // apply writes one change.
 func (s *BoltStore) apply(tx *bbolt.Tx, c Change) error {
-	b, err := tx.CreateBucketIfNotExists(s.bucket)
+	t, err := s.tables(tx)
 	if err != nil {
 		return err
 	}
-	leases, err1 := b.CreateBucketIfNotExists(leasesKey)
-	freed, err2 := b.CreateBucketIfNotExists(freedKey)
-	cursors, err3 := b.CreateBucketIfNotExists(cursorsKey)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return err
-	}
 	for _, a := range c.Forget {
-		if err := freed.Delete(a.AsSlice()); err != nil {
+		if err := t.freed.Delete(a.AsSlice()); err != nil {
 			return err
 		}
 	}
-	if err := applyDelete(leases, freed, c.Delete, c.FreedAt); err != nil {
+	for _, name := range c.ForgetNames {
+		if err := t.names.Delete([]byte(name)); err != nil {
+			return err
+		}
+	}
+	if err := t.delete(c.Delete, c.FreedAt); err != nil {
 		return err
 	}
-	return applyPut(leases, freed, cursors, c.Put)
+	return t.put(c.Put)
 }
 
-func applyDelete(leases, freed *bbolt.Bucket, ended []Lease, at time.Time) error {
+func (t boltTables) delete(ended []Lease, at time.Time) error {
 	stamp, err := at.MarshalBinary()
 	if err != nil {
 		return err
 	}
 	for _, l := range ended {
-		if err := leases.Delete([]byte(l.Owner)); err != nil {
+		if err := t.leases.Delete([]byte(l.Owner)); err != nil {
 			return err
 		}
+		if l.Name != "" {
+			record, err := json.Marshal(Memory{Addrs: l.hosts(), At: at})
+			if err != nil {
+				return err
+			}
+			if err := t.names.Put([]byte(l.Name), record); err != nil {
+				return err
+			}
+			continue
+		}
 		for _, a := range l.Addrs {
-			if err := freed.Put(a.Addr().AsSlice(), stamp); err != nil {
+			if err := t.freed.Put(a.Addr().AsSlice(), stamp); err != nil {
 				return err
 			}
 		}
@@ -241,21 +280,26 @@ func applyDelete(leases, freed *bbolt.Bucket, ended []Lease, at time.Time) error
 	return nil
 }
 
-func applyPut(leases, freed, cursors *bbolt.Bucket, begun []Lease) error {
+func (t boltTables) put(begun []Lease) error {
 	for _, l := range begun {
 		record, err := json.Marshal(l)
 		if err != nil {
 			return err
 		}
-		if err := leases.Put([]byte(l.Owner), record); err != nil {
+		if err := t.leases.Put([]byte(l.Owner), record); err != nil {
 			return err
 		}
+		if l.Name != "" {
+			if err := t.names.Delete([]byte(l.Name)); err != nil {
+				return err
+			}
+		}
 		for i, a := range l.Addrs {
-			if err := freed.Delete(a.Addr().AsSlice()); err != nil {
+			if err := t.freed.Delete(a.Addr().AsSlice()); err != nil {
 				return err
 			}
 			key := binary.BigEndian.AppendUint32(nil, uint32(i))
-			if err := cursors.Put(key, a.Addr().AsSlice()); err != nil {
+			if err := t.cursors.Put(key, a.Addr().AsSlice()); err != nil {
 				return err
 			}
 		}

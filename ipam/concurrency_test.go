@@ -22,7 +22,7 @@ func TestParallelAcquires(t *testing.T) {
 		for i := range owners {
 			wg.Go(func() {
 				var err error
-				if leases[i], err = p.Acquire(t.Context(), Owner(fmt.Sprint(i))); err != nil {
+				if leases[i], err = p.Acquire(t.Context(), Request{Owner: Owner(fmt.Sprint(i))}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -69,7 +69,7 @@ func TestEverythingAtOnce(t *testing.T) {
 			wg.Go(func() {
 				for r := range rounds {
 					o := Owner(fmt.Sprint("owner ", w))
-					l, err := p.Acquire(t.Context(), o)
+					l, err := p.Acquire(t.Context(), Request{Owner: o})
 					if errors.Is(err, ErrExhausted) {
 						refused.Add(1)
 						continue
@@ -83,12 +83,12 @@ func TestEverythingAtOnce(t *testing.T) {
 					if !n.CompareAndSwap(0, 1) {
 						t.Errorf("%s has a second holder", l.Addrs[0])
 					}
-					if again, err := p.Acquire(t.Context(), o); err != nil || again.Addrs[0] != l.Addrs[0] {
+					if again, err := p.Acquire(t.Context(), Request{Owner: o}); err != nil || again.Addrs[0] != l.Addrs[0] {
 						t.Errorf("again: %v, %v, want %s", again.Addrs, err, l.Addrs[0])
 					}
 					n.Store(0)
 					if r%5 == 0 {
-						if _, err := p.Retain(t.Context(), func(c Owner) bool { return c != o }); err != nil {
+						if _, err := p.Retain(t.Context(), func(l Lease) bool { return l.Owner != o }); err != nil {
 							t.Error(err)
 						}
 					}
@@ -127,14 +127,14 @@ func TestOperationsOnOneOwnerWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &gateStore{NewMemStore(), make(chan struct{}), make(chan struct{})}
 		p := open(t, Config{Sets: sets([]Range{subnet("10.0.0.0/24")})}, g)
-		first := start(func() error { _, err := p.Acquire(t.Context(), "a"); return err })
+		first := start(func() error { _, err := p.Acquire(t.Context(), Request{Owner: "a"}); return err })
 		<-g.begun
 
 		// What is not durable yet is neither shown nor given to another.
 		if _, ok := p.Lookup("a"); ok {
 			t.Error("a lease is shown before it is durable")
 		}
-		if _, err := p.Acquire(t.Context(), "b", addrs("10.0.0.2")...); !errors.Is(err, ErrInUse) {
+		if _, err := p.Acquire(t.Context(), Request{Owner: "b", Want: addrs("10.0.0.2")}); !errors.Is(err, ErrInUse) {
 			t.Errorf("the address being acquired: %v", err)
 		}
 		// Waiting ends with the context, and the operation is not begun.
@@ -147,7 +147,7 @@ func TestOperationsOnOneOwnerWait(t *testing.T) {
 		}
 		// A second acquire waits and gets the same lease without a commit.
 		var second Lease
-		again := start(func() (err error) { second, err = p.Acquire(t.Context(), "a"); return err })
+		again := start(func() (err error) { second, err = p.Acquire(t.Context(), Request{Owner: "a"}); return err })
 		synctest.Wait()
 		g.goOn <- struct{}{}
 		if err := errors.Join(<-first, <-again); err != nil || !second.Holds(netip.MustParseAddr("10.0.0.2")) {
@@ -158,7 +158,7 @@ func TestOperationsOnOneOwnerWait(t *testing.T) {
 		// for nothing.
 		gone := start(func() error { return p.Release(t.Context(), "a") })
 		<-g.begun
-		if freed, err := p.Retain(t.Context(), func(Owner) bool { return false }); err != nil || freed != nil {
+		if freed, err := p.Retain(t.Context(), func(Lease) bool { return false }); err != nil || freed != nil {
 			t.Errorf("retain: %v, %v", freed, err)
 		}
 		g.goOn <- struct{}{}

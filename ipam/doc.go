@@ -29,7 +29,8 @@
 // that holds a lease returns that lease, so a caller that did not live to see
 // the answer just repeats the question. [Pool.Release] is the reverse, and
 // releasing what is not held is no error. [Pool.Retain] releases everything
-// whose owner is no longer alive, in one transaction.
+// whose owner is no longer alive, in one transaction; every lease tells the boot
+// and the namespace that it was given for, by which a caller may judge that.
 //
 // A lease outlives a change of configuration: ranges concern what is given
 // out, not what is held.
@@ -42,6 +43,15 @@
 // one that has rested longest is taken: a full network gets a short rest
 // rather than an error. An address asked for by value skips its rest, since
 // runtimes that reload a network ask for the address they have just released.
+//
+// # Names
+//
+// A [Request] may bear a name, which unlike an owner comes again: that of a
+// container which is made anew for each version of what it runs. When such a
+// lease ends, its addresses do not rest but are kept for the name, durably, and
+// the next lease of the name has them again. Others get a kept address last of
+// all, after those at rest, the one kept longest first: a name is a preference
+// and never a reason to refuse. Names are remembered up to [MaxNames].
 //
 // # Concurrency
 //

@@ -20,10 +20,10 @@ func Example() {
 		return
 	}
 
-	web, err := pool.Acquire(ctx, "web/eth0")
+	web, err := pool.Acquire(ctx, ipam.Request{Owner: "web/eth0"})
 	fmt.Println(web.Addrs, web.Gateways, err)
 
-	_, err = pool.Acquire(ctx, "db/eth0", netip.MustParseAddr("10.88.0.2"))
+	_, err = pool.Acquire(ctx, ipam.Request{Owner: "db/eth0", Want: []netip.Addr{netip.MustParseAddr("10.88.0.2")}})
 	fmt.Println(err, errors.Is(err, ipam.ErrInUse))
 
 	fmt.Println(pool.Release(ctx, "web/eth0"))

@@ -46,7 +46,7 @@ func checkPool(t *testing.T, p *Pool) {
 	}
 	seen := make(map[netip.Addr]bool)
 	for i := range uint64(100) {
-		l, err := p.Acquire(t.Context(), Owner(fmt.Sprint(i)))
+		l, err := p.Acquire(t.Context(), Request{Owner: Owner(fmt.Sprint(i))})
 		if i == least {
 			if !errors.Is(err, ErrExhausted) {
 				t.Fatalf("%d addresses are gone, the next: %v, %v", least, l.Addrs, err)

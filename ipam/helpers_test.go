@@ -62,7 +62,7 @@ func open(t *testing.T, cfg Config, s Store) *Pool {
 // acquire returns the addresses that owner got.
 func acquire(t *testing.T, p *Pool, owner Owner, want ...string) []string {
 	t.Helper()
-	l, err := p.Acquire(t.Context(), owner, addrs(want...)...)
+	l, err := p.Acquire(t.Context(), Request{Owner: owner, Want: addrs(want...)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func killedWorker(p *Pool, w int) {
 		owner := Owner(fmt.Sprintf("%d/%d", w, i%4))
 		// One write per line: lines of several workers do not mix.
 		fmt.Printf("acquire %s\n", owner)
-		l, err := p.Acquire(ctx, owner)
+		l, err := p.Acquire(ctx, Request{Owner: owner})
 		if err != nil {
 			fmt.Println("error", err)
 			os.Exit(1)

@@ -17,11 +17,12 @@ type MemStore struct {
 	leases  map[Owner]Lease
 	freed   map[netip.Addr]time.Time
 	cursors []netip.Addr
+	names   map[string]Memory
 }
 
 // NewMemStore returns an empty store.
 func NewMemStore() *MemStore {
-	return &MemStore{leases: make(map[Owner]Lease), freed: make(map[netip.Addr]time.Time)}
+	return &MemStore{leases: make(map[Owner]Lease), freed: make(map[netip.Addr]time.Time), names: make(map[string]Memory)}
 }
 
 // Load implements [Store]. It fails only when ctx has ended.
@@ -31,7 +32,7 @@ func (s *MemStore) Load(ctx context.Context) (State, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	state := State{Freed: maps.Clone(s.freed), Cursors: slices.Clone(s.cursors)}
+	state := State{Freed: maps.Clone(s.freed), Cursors: slices.Clone(s.cursors), Names: maps.Clone(s.names)}
 	for _, l := range s.leases {
 		state.Leases = append(state.Leases, l.clone())
 	}
@@ -48,14 +49,22 @@ func (s *MemStore) Commit(ctx context.Context, c Change) error {
 	for _, a := range c.Forget {
 		delete(s.freed, a)
 	}
+	for _, name := range c.ForgetNames {
+		delete(s.names, name)
+	}
 	for _, l := range c.Delete {
 		delete(s.leases, l.Owner)
+		if l.Name != "" {
+			s.names[l.Name] = Memory{Addrs: l.hosts(), At: c.FreedAt}
+			continue
+		}
 		for _, a := range l.Addrs {
 			s.freed[a.Addr()] = c.FreedAt
 		}
 	}
 	for _, l := range c.Put {
 		s.leases[l.Owner] = l.clone()
+		delete(s.names, l.Name)
 		for i, a := range l.Addrs {
 			delete(s.freed, a.Addr())
 			for len(s.cursors) <= i {

@@ -24,6 +24,7 @@ type Pool struct {
 	leases map[Owner]Lease
 	used   map[netip.Addr]Owner // every address of leases, and those being acquired
 	alloc  []*allocator         // one per set
+	names  map[string]Memory    // of names that hold no lease
 	// busy has the owners with an operation under way. The channel is closed
 	// when that operation ends.
 	busy map[Owner]chan struct{}
@@ -50,6 +51,10 @@ func Open(ctx context.Context, cfg Config, store Store) (*Pool, error) {
 		leases:     make(map[Owner]Lease, len(state.Leases)),
 		used:       make(map[netip.Addr]Owner),
 		busy:       make(map[Owner]chan struct{}),
+		names:      state.Names,
+	}
+	if p.names == nil {
+		p.names = make(map[string]Memory)
 	}
 	reserved := gatewaySet(cfg.Sets)
 	for _, set := range cfg.Sets {
@@ -80,6 +85,7 @@ func (p *Pool) restore(state State) error {
 		}
 	}
 	p.restoreFreed(state.Freed)
+	p.restoreNames()
 	return errors.Join(faults...)
 }
 
@@ -112,34 +118,46 @@ func (p *Pool) restoreFreed(freed map[netip.Addr]time.Time) {
 	}
 }
 
-// Acquire gives owner one address of every set and makes that durable before
-// it returns. Addresses in want are taken as they are, each for the set that
-// holds it; the other sets choose. If owner holds a lease already, that lease
-// is returned, unless want names an address that is not in it (ErrBadRequest).
+// Acquire gives the owner one address of every set and makes that durable
+// before it returns. The addresses that the request wants are taken as they
+// are, each for the set that holds it; the other sets take what sticks to the
+// name, or choose. If the owner holds a lease already, it keeps the addresses,
+// unless the request wants one that is not among them (ErrBadRequest).
 //
 // Errors: ErrExhausted, ErrInUse, ErrReserved, ErrOutOfRange, ErrBadRequest,
-// ctx's or the store's. On error owner holds what it held before.
+// ctx's or the store's. On error the owner holds what it held before.
 //
 // Acquire waits for another operation on the same owner until ctx ends; a
 // commit that has begun is not broken off.
-func (p *Pool) Acquire(ctx context.Context, owner Owner, want ...netip.Addr) (Lease, error) {
+func (p *Pool) Acquire(ctx context.Context, req Request) (Lease, error) {
+	owner := req.Owner
+	if len(req.Name) > MaxOwnerLen {
+		return Lease{}, &OpError{Op: "acquire", Owner: owner, Err: fmt.Errorf("%w: the name has %d bytes, at most %d are possible", ErrBadRequest, len(req.Name), MaxOwnerLen)}
+	}
 	done, err := p.begin(ctx, "acquire", owner)
 	if err != nil {
 		return Lease{}, err
 	}
 	defer done()
 
-	lease, held, err := p.reserve(owner, want)
-	if err != nil || held {
-		return lease, err
+	lease, held, err := p.reserve(req)
+	if err != nil {
+		return Lease{}, err
 	}
+	if held && lease.BootID == req.BootID && lease.Netns == req.Netns && lease.Name == req.Name {
+		return lease, nil
+	}
+	lease.BootID, lease.Netns, lease.Name = req.BootID, req.Netns, req.Name
 	if err := p.store.Commit(ctx, Change{Put: []Lease{lease.clone()}, Forget: p.expired()}); err != nil {
-		p.unreserve(lease)
+		if !held {
+			p.unreserve(lease)
+		}
 		return Lease{}, &OpError{Op: "acquire", Owner: owner, Err: err}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.leases[owner] = lease.clone()
+	p.recallLocked(lease)
 	return lease, nil
 }
 
@@ -164,14 +182,14 @@ func (p *Pool) Release(ctx context.Context, owner Owner) error {
 	return nil
 }
 
-// Retain releases every lease whose owner live denies, all in one step, and
-// returns them ordered by owner. Owners with another operation under way are
+// Retain releases every lease that live denies, all in one step, and returns
+// them ordered by owner. Owners with another operation under way are
 // left alone: they are alive, or about to be released. live is called without
 // a lock held and may use the pool's other methods for reading.
-func (p *Pool) Retain(ctx context.Context, live func(Owner) bool) ([]Lease, error) {
+func (p *Pool) Retain(ctx context.Context, live func(Lease) bool) ([]Lease, error) {
 	var doomed []Owner
 	for _, l := range p.Leases() {
-		if !live(l.Owner) {
+		if !live(l) {
 			doomed = append(doomed, l.Owner)
 		}
 	}
@@ -226,6 +244,7 @@ type Usage struct {
 	Size   uint64 // addresses that can be given out, at most the largest uint64
 	Used   uint64 // of these, held or being acquired
 	Rest   uint64 // of these, free but in quarantine
+	Kept   uint64 // of these, free but kept for a name
 }
 
 // Usage returns the usage of every set, in the order of the sets.
@@ -235,7 +254,7 @@ func (p *Pool) Usage() []Usage {
 	all := make([]Usage, len(p.alloc))
 	for i, a := range p.alloc {
 		a.expire(p.now().Add(-p.quarantine))
-		all[i] = Usage{Ranges: describe(a.set), Size: a.size, Used: a.used, Rest: uint64(len(a.resting))}
+		all[i] = Usage{Ranges: describe(a.set), Size: a.size, Used: a.used, Rest: uint64(len(a.resting)), Kept: uint64(len(a.kept))}
 	}
 	return all
 }

@@ -43,7 +43,7 @@ func TestLeaseNamesTheGatewayOfItsRange(t *testing.T) {
 		{Owner: "a", Addrs: prefixes("10.0.0.5/24", "fd00::2/64"), Gateways: addrs("10.0.0.1", "fd00::1")},
 		{Owner: "b", Addrs: prefixes("10.0.1.1/24", "fd00::3/64"), Gateways: addrs("10.0.1.77", "fd00::1")},
 	} {
-		got, err := p.Acquire(t.Context(), want.Owner)
+		got, err := p.Acquire(t.Context(), Request{Owner: want.Owner})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,14 +67,14 @@ func TestAcquireAgainGivesTheSameLease(t *testing.T) {
 		c := newClock()
 		cfg := Config{Sets: sets([]Range{subnet("10.0.0.0/24")}, []Range{subnet("fd00::/64")}), Now: c.now}
 		p := open(t, cfg, s)
-		first, err := p.Acquire(t.Context(), "a")
+		first, err := p.Acquire(t.Context(), Request{Owner: "a"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, want := range [][]netip.Addr{nil, addrs("10.0.0.2"), addrs("::ffff:10.0.0.2", "fd00::2")} {
 			c.add(time.Hour)
 			p = open(t, cfg, reopen())
-			again, err := p.Acquire(t.Context(), "a", want...)
+			again, err := p.Acquire(t.Context(), Request{Owner: "a", Want: want})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -82,7 +82,7 @@ func TestAcquireAgainGivesTheSameLease(t *testing.T) {
 				t.Errorf("wanting %v: %s", want, d)
 			}
 		}
-		_, err = p.Acquire(t.Context(), "a", addrs("10.0.0.9")...)
+		_, err = p.Acquire(t.Context(), Request{Owner: "a", Want: addrs("10.0.0.9")})
 		if !errors.Is(err, ErrBadRequest) || !strings.Contains(err.Error(), "10.0.0.2/24") {
 			t.Errorf("another address for the same owner: %v", err)
 		}
@@ -122,7 +122,7 @@ func TestStaticRequests(t *testing.T) {
 		{[]string{"10.0.0.15", "192.0.2.1"}, ErrInUse, "holder", []string{"192.0.2.1"}},
 		{[]string{"10.0.0.15", "192.0.2.1"}, ErrOutOfRange, "holder", nil},
 	} {
-		_, err := p.Acquire(t.Context(), "new", addrs(c.want...)...)
+		_, err := p.Acquire(t.Context(), Request{Owner: "new", Want: addrs(c.want...)})
 		var op *OpError
 		if !errors.Is(err, c.err) || !errors.As(err, &op) || op.Holder != c.holder || op.Owner != "new" {
 			t.Errorf("%v: %v (%#v)", c.want, err, op)
@@ -134,7 +134,7 @@ func TestStaticRequests(t *testing.T) {
 			}
 		}
 	}
-	if _, err := p.Acquire(t.Context(), "new", netip.Addr{}); !errors.Is(err, ErrBadRequest) {
+	if _, err := p.Acquire(t.Context(), Request{Owner: "new", Want: []netip.Addr{{}}}); !errors.Is(err, ErrBadRequest) {
 		t.Errorf("the zero address: %v", err)
 	}
 	// A refusal of one address takes nothing of another set.
@@ -148,7 +148,7 @@ func TestStaticRequests(t *testing.T) {
 func TestBadOwners(t *testing.T) {
 	p := open(t, Config{Sets: sets([]Range{subnet("10.0.0.0/24")})}, NewMemStore())
 	for _, o := range []Owner{"", Owner(strings.Repeat("x", MaxOwnerLen+1))} {
-		if _, err := p.Acquire(t.Context(), o); !errors.Is(err, ErrBadRequest) {
+		if _, err := p.Acquire(t.Context(), Request{Owner: o}); !errors.Is(err, ErrBadRequest) {
 			t.Errorf("acquire for %d bytes: %v", len(o), err)
 		}
 		if err := p.Release(t.Context(), o); !errors.Is(err, ErrBadRequest) {
@@ -175,7 +175,7 @@ func TestExhaustion(t *testing.T) {
 		if len(seen) != c.size {
 			t.Errorf("%d addresses for %d owners: %v", len(seen), c.size, seen)
 		}
-		_, err := p.Acquire(t.Context(), "one too many")
+		_, err := p.Acquire(t.Context(), Request{Owner: "one too many"})
 		if !errors.Is(err, ErrExhausted) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("the message should say %q: %v", c.text, err)
 		}
@@ -209,9 +209,9 @@ func TestRetain(t *testing.T) {
 		for _, o := range []Owner{"d", "b", "c", "a"} {
 			acquire(t, p, o)
 		}
-		freed, err := p.Retain(t.Context(), func(o Owner) bool {
+		freed, err := p.Retain(t.Context(), func(l Lease) bool {
 			p.Leases() // reading the pool from the callback must not deadlock
-			return o == "b"
+			return l.Owner == "b"
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -230,7 +230,7 @@ func TestRetain(t *testing.T) {
 		if l := p.Leases(); len(l) != 1 || l[0].Owner != "b" {
 			t.Errorf("kept %v", l)
 		}
-		if freed, err := p.Retain(t.Context(), func(Owner) bool { return true }); err != nil || freed != nil {
+		if freed, err := p.Retain(t.Context(), func(Lease) bool { return true }); err != nil || freed != nil {
 			t.Errorf("nothing to free: %v, %v", freed, err)
 		}
 		if u := p.Usage()[0]; u.Used != 1 || u.Rest != 3 {
@@ -249,10 +249,10 @@ func TestRefusedCommitChangesNothing(t *testing.T) {
 	before, usage := p.Leases(), p.Usage()
 
 	s.breakWith(broken)
-	_, errAcquire := p.Acquire(t.Context(), "new")
-	_, errStatic := p.Acquire(t.Context(), "new", addrs("10.0.0.50")...)
+	_, errAcquire := p.Acquire(t.Context(), Request{Owner: "new"})
+	_, errStatic := p.Acquire(t.Context(), Request{Owner: "new", Want: addrs("10.0.0.50")})
 	errRelease := p.Release(t.Context(), "held")
-	_, errRetain := p.Retain(t.Context(), func(Owner) bool { return false })
+	_, errRetain := p.Retain(t.Context(), func(Lease) bool { return false })
 	for op, err := range map[string]error{"acquire": errAcquire, "static": errStatic, "release": errRelease, "retain": errRetain} {
 		if !errors.Is(err, broken) {
 			t.Errorf("%s: %v", op, err)
@@ -275,8 +275,8 @@ func TestEndedContext(t *testing.T) {
 	acquire(t, p, "held")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, errAcquire := p.Acquire(ctx, "new")
-	_, errRetain := p.Retain(ctx, func(Owner) bool { return false })
+	_, errAcquire := p.Acquire(ctx, Request{Owner: "new"})
+	_, errRetain := p.Retain(ctx, func(Lease) bool { return false })
 	_, errOpen := Open(ctx, Config{Sets: sets([]Range{subnet("10.0.0.0/24")})}, NewMemStore())
 	for op, err := range map[string]error{"acquire": errAcquire, "release": p.Release(ctx, "held"), "retain": errRetain, "open": errOpen} {
 		if !errors.Is(err, context.Canceled) {

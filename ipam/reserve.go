@@ -74,17 +74,19 @@ func checkOwner(owner Owner) error {
 
 // reserve marks one address per set as owner's, in memory only. It reports
 // held when the lease existed before.
-func (p *Pool) reserve(owner Owner, want []netip.Addr) (lease Lease, held bool, err error) {
+func (p *Pool) reserve(req Request) (lease Lease, held bool, err error) {
+	owner := req.Owner
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if l, ok := p.leases[owner]; ok {
-		return p.heldLocked(l, want)
+		return p.heldLocked(l, req.Want)
 	}
 	// All that can be refused is refused before anything is taken.
-	chosen, err := p.assignLocked(owner, want)
+	chosen, err := p.assignLocked(owner, req.Want)
 	if err != nil {
 		return Lease{}, false, err
 	}
+	p.stickLocked(chosen, req.Name)
 	now := p.now()
 	for i, a := range p.alloc {
 		if chosen[i].IsValid() {
@@ -181,23 +183,32 @@ func (p *Pool) unreserve(l Lease) {
 	for _, a := range l.Addrs {
 		p.dropLocked(a.Addr())
 	}
+	p.keepLocked(l.Name, p.names[l.Name]) // an empty name has no memory
 }
 
 // end makes the end of leases durable. The caller has begun or claimed their
 // owners.
 func (p *Pool) end(ctx context.Context, leases []Lease) error {
 	now := p.now()
-	c := Change{Forget: p.expired(), FreedAt: now.UTC().Round(0), Delete: leases}
+	c := Change{Forget: p.expired(), ForgetNames: p.surplus(leases), FreedAt: now.UTC().Round(0), Delete: leases}
 	if err := p.store.Commit(ctx, c); err != nil {
 		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for _, name := range c.ForgetNames {
+		p.forgetLocked(name, now)
+	}
 	for _, l := range leases {
 		delete(p.leases, l.Owner)
-		for _, a := range l.Addrs {
-			p.dropLocked(a.Addr())
-			p.freeLocked(a.Addr(), now)
+		for _, a := range l.hosts() {
+			p.dropLocked(a)
+			if l.Name == "" {
+				p.freeLocked(a, now)
+			}
+		}
+		if l.Name != "" {
+			p.rememberLocked(l, now)
 		}
 	}
 	return nil

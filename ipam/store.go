@@ -23,15 +23,19 @@ type Store interface {
 type Change struct {
 	// Forget lists freed addresses whose time of freeing no longer matters.
 	Forget []netip.Addr
+	// ForgetNames lists names whose memory is dropped.
+	ForgetNames []string
 	// Delete lists leases that end: each owner's lease is removed and each of
-	// its addresses is recorded as freed at FreedAt. A lease that is not in the
-	// store is skipped, and its addresses are recorded all the same.
+	// its addresses is recorded as freed at FreedAt, or, when the lease has a
+	// name, as the memory of that name in place of an earlier one. A lease that
+	// is not in the store is skipped, and its addresses are recorded all the
+	// same.
 	Delete []Lease
 	// FreedAt is the time for Delete.
 	FreedAt time.Time
 	// Put lists leases that begin: each is recorded under its owner, its
-	// addresses are no longer freed ones, and its i-th address becomes the
-	// cursor of set i.
+	// addresses are no longer freed ones, the memory of its name is dropped, and
+	// its i-th address becomes the cursor of set i.
 	Put []Lease
 }
 
@@ -43,4 +47,6 @@ type State struct {
 	// Cursors gives the address last given out of set i at index i; invalid
 	// for a set that has given out none.
 	Cursors []netip.Addr
+	// Names gives what is remembered of names.
+	Names map[string]Memory
 }

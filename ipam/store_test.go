@@ -39,6 +39,9 @@ func TestStoreContract(t *testing.T) {
 	at := time.Date(2026, 5, 1, 12, 0, 0, 123456789, time.UTC)
 	a := Lease{Owner: "net\x00a/eth0", Addrs: prefixes("10.0.0.2/24", "fd00::2/64"), Gateways: addrs("10.0.0.1", "fd00::1"), Since: at}
 	b := Lease{Owner: "b", Addrs: prefixes("10.0.0.3/24", "fd00::3/64"), Gateways: addrs("10.0.0.1", "fd00::1"), Since: at}
+	named := Lease{Owner: "n", Addrs: prefixes("10.0.0.9/24", "fd00::9/64"), Gateways: addrs("10.0.0.1", "fd00::1"), Since: at,
+		Name: "web", BootID: "boot", Netns: 4026531840}
+	memory := map[string]Memory{"web": {Addrs: addrs("10.0.0.9", "fd00::9"), At: at}}
 	forEachStore(t, func(t *testing.T, s Store, reopen func() Store) {
 		if d := cmp.Diff(State{}, load(t, s), compareAddrs); d != "" {
 			t.Errorf("a new store is not empty: %s", d)
@@ -59,6 +62,16 @@ func TestStoreContract(t *testing.T) {
 				State{Leases: []Lease{b}, Cursors: addrs("10.0.0.3", "fd00::3"),
 					Freed: map[netip.Addr]time.Time{netip.MustParseAddr("fd00::2"): at}}},
 			{"put what was freed", Change{Put: []Lease{a}}, State{Leases: []Lease{b, a}, Cursors: addrs("10.0.0.2", "fd00::2")}},
+			{"put by name", Change{Put: []Lease{named}},
+				State{Leases: []Lease{b, named, a}, Cursors: addrs("10.0.0.9", "fd00::9")}},
+			{"delete by name", Change{Delete: []Lease{named}, FreedAt: at},
+				State{Leases: []Lease{b, a}, Cursors: addrs("10.0.0.9", "fd00::9"), Names: memory}},
+			{"put and delete by name", Change{Delete: []Lease{named}, FreedAt: at, Put: []Lease{named}},
+				State{Leases: []Lease{b, named, a}, Cursors: addrs("10.0.0.9", "fd00::9")}},
+			{"delete by name again", Change{Delete: []Lease{named}, FreedAt: at},
+				State{Leases: []Lease{b, a}, Cursors: addrs("10.0.0.9", "fd00::9"), Names: memory}},
+			{"forget the name", Change{ForgetNames: []string{"web", "never"}},
+				State{Leases: []Lease{b, a}, Cursors: addrs("10.0.0.9", "fd00::9")}},
 			{"all at once", Change{Forget: addrs("10.0.0.3"), Delete: []Lease{a, b}, FreedAt: at, Put: []Lease{a}},
 				State{Leases: []Lease{a}, Cursors: addrs("10.0.0.2", "fd00::2"),
 					Freed: map[netip.Addr]time.Time{netip.MustParseAddr("10.0.0.3"): at, netip.MustParseAddr("fd00::3"): at}}},
@@ -211,6 +224,7 @@ func TestBoltNamesUnreadableRecords(t *testing.T) {
 			b.Bucket(freedKey).Put([]byte("\x0a\x00\x00\x09"), []byte("x")),
 			b.Bucket(cursorsKey).Put([]byte("\x00\x00\x00\x05"), []byte("\x0a\x00\x00\x09")),
 			b.Bucket(cursorsKey).Put([]byte("z"), nil),
+			b.Bucket(namesKey).Put([]byte("nameless"), []byte("]")),
 		)
 	})
 	if err != nil {
@@ -222,7 +236,7 @@ func TestBoltNamesUnreadableRecords(t *testing.T) {
 		t.Fatalf("opened: %v", err)
 	}
 	for _, part := range []string{`"ipam/web", leases, key "bad"`, `"liar": record is of owner "other"`, `"hollow"`, `freed, key "xyz"`,
-		`freed, key "\n\x00\x00\t"`, "cursor of set 5 follows that of set 0", `cursors, key "z"`} {
+		`freed, key "\n\x00\x00\t"`, "cursor of set 5 follows that of set 0", `cursors, key "z"`, `names, key "nameless"`} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("message lacks %s:\n%v", part, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -30,6 +31,7 @@ type adding struct {
 	*invocation
 	undo undo.List
 
+	asked  []string // keys that addresses were asked for with
 	mac    net.HardwareAddr
 	prev   *types100.Result
 	own    *netns.Handle // the plugin's own namespace
@@ -109,8 +111,8 @@ func (a *adding) judge(context.Context) error {
 	if a.mac == nil {
 		a.mac = randomMAC()
 	}
-	wanted, err := a.conf.wantedIPs(args)
-	if err != nil {
+	var wanted []netip.Addr
+	if wanted, a.asked, err = a.conf.wantedIPs(args); err != nil {
 		return err
 	}
 	if args.Gateway != "" && !a.conf.IPAM.delegated() {
@@ -128,8 +130,12 @@ func (a *adding) judge(context.Context) error {
 	if a.conf.tap() {
 		a.request.MAC = a.mac.String()
 	}
-	if !a.conf.IPAM.delegated() {
-		a.request.Sets, a.request.IPs = a.conf.sets(), wanted
+	if a.conf.IPAM.delegated() {
+		return nil
+	}
+	a.request.Sets, a.request.IPs = a.conf.sets(), wanted
+	if a.conf.IPAM.Sticky {
+		a.request.Sticky = args.Sticky
 	}
 	if a.conf.IPAM.ResolvConf != "" && a.request.DNS == nil {
 		dns, err := readResolvConf(a.conf.IPAM.ResolvConf)
@@ -165,7 +171,7 @@ func (a *adding) openNamespace(context.Context) error {
 			"CNI_NETNS=%q is the namespace that the plugin itself runs in; give the container one of its own, or set CNI_NETNS_OVERRIDE=1",
 			a.params.Netns)
 	}
-	a.request.Netns = a.target.Inode()
+	a.request.Netns, a.request.NetnsPath = a.target.Inode(), absolute(a.params.Netns)
 	return a.target.Do(func() error {
 		_, err := netlink.LinkByName(a.params.IfName)
 		var none netlink.LinkNotFoundError
@@ -179,6 +185,19 @@ func (a *adding) openNamespace(context.Context) error {
 			"CNI_IFNAME=%q: CNI_NETNS=%q has an interface of this name already; DEL it first or choose another name",
 			a.params.IfName, a.params.Netns)
 	})
+}
+
+// absolute is a path that means the same to the daemon, or "" for one that
+// would not: of this very process.
+func absolute(path string) string {
+	if strings.HasPrefix(path, "/proc/self/") || strings.HasPrefix(path, "/proc/thread-self/") {
+		return ""
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return ""
+	}
+	return path
 }
 
 // openNetns opens CNI_NETNS and says what is wrong with it.
@@ -336,22 +355,58 @@ func (a *adding) attach(ctx context.Context) error {
 		a.link, err = a.client.Attach(ctx, a.request, append([]*os.File{a.tun}, a.sockets...)...)
 		return err
 	})
-	if control.CodeOf(err) == control.CodeNotFound {
-		return noNetwork(err)
-	}
 	if err != nil {
-		return err // says what was to be attached
+		return a.attachError(err)
 	}
 	a.undo.Add(func() {
 		// Closing the connection would do it too, a moment later: too late for a
 		// runtime that tries again at once.
+		// A daemon that died after its commit has the link on record, so that
+		// one that is not there is left a tombstone.
 		ctx, cancel := undoContext(ctx)
 		defer cancel()
-		if _, err := a.client.Detach(ctx, a.key()); err != nil {
-			fmt.Fprintf(a.Stderr, "usernet-cni: undo: detach %s: %v\n", a.key(), err)
+		if err := a.detach(ctx); err != nil {
+			fmt.Fprintf(a.Stderr, "usernet-cni: undo: %v\n", err)
 		}
 	})
 	return nil
+}
+
+// attachError adds to the daemon's words, which name the value and who holds it,
+// the key that the value comes from and what to do.
+func (a *adding) attachError(err error) error {
+	switch control.CodeOf(err) {
+	case control.CodeNotFound:
+		return noNetwork(err)
+	case control.CodeAddressInUse:
+		return fmt.Errorf("%w; %s: ask for another address, or DEL its holder first", err, a.addressKey())
+	case control.CodeOutOfRange:
+		return fmt.Errorf("%w; %s: ask for an address of the ranges that is no gateway, or for none to get a free one", err, a.addressKey())
+	case control.CodeExhausted:
+		return fmt.Errorf("%w; DEL containers, let the runtime collect garbage (GC), or widen %s", err, a.rangesKey())
+	}
+	return err
+}
+
+// addressKey says where wanted addresses were asked for.
+func (a *adding) addressKey() string {
+	if len(a.asked) == 0 {
+		return a.rangesKey()
+	}
+	return strings.Join(a.asked, " and ")
+}
+
+// rangesKey says where the ranges come from.
+func (a *adding) rangesKey() string {
+	switch {
+	case a.conf.IPAM.delegated():
+		return fmt.Sprintf("the ranges of the IPAM plugin %q", a.conf.IPAM.Type)
+	case len(a.conf.Runtime.IPRanges) > 0:
+		return `"runtimeConfig.ipRanges"`
+	case len(a.conf.IPAM.Sets) > 0:
+		return `"ipam.ranges"`
+	}
+	return fmt.Sprintf("the ranges of the daemon's network %s", a.conf.Name)
 }
 
 // moveIn puts the device into the container and configures it.

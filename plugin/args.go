@@ -18,6 +18,7 @@ type cniArgs struct {
 	MAC      string   // MAC=
 	Gateway  string   // GATEWAY=, an argument of the static IPAM plugin
 	Hostname string   // the container's name for DNS
+	Sticky   string   // the container's name for ipam.sticky; empty: unknown
 }
 
 // parseArgs reads CNI_ARGS ("K=V;K=V"). It splits at the first '=' only: the
@@ -30,6 +31,7 @@ func parseArgs(s string) (cniArgs, error) {
 		unknown []string
 		ignore  bool
 		podName string
+		podNS   string
 	)
 	for pair := range strings.SplitSeq(s, ";") {
 		if pair == "" {
@@ -51,12 +53,19 @@ func parseArgs(s string) (cniArgs, error) {
 			ignore = value == "1" || strings.EqualFold(value, "true") || strings.EqualFold(value, "yes")
 		case key == "K8S_POD_NAME":
 			podName = value
+		case key == "K8S_POD_NAMESPACE":
+			podNS = value
 		case key == "NERDCTL_CNI_DHCP_HOSTNAME":
 			args.Hostname = value
 		case informative(key):
 		default:
 			unknown = append(unknown, key)
 		}
+	}
+	args.Sticky = args.Hostname
+	if podName != "" {
+		// Podman gives a container's name here, and no namespace.
+		args.Sticky = podNS + "/" + podName
 	}
 	if args.Hostname == "" {
 		args.Hostname = podName
@@ -95,8 +104,9 @@ func splitList(s string) []string {
 // places to ask (CONVENTIONS.md), runtimeConfig beats args.cni beats CNI_ARGS,
 // family by family: nerdctl gives the IPv4 address in CNI_ARGS and the IPv6
 // address as a capability argument, and means both.
-func (c *config) wantedIPs(args cniArgs) ([]netip.Addr, error) {
-	var wanted []netip.Addr
+//
+// keys names the places that had a say, with what they said.
+func (c *config) wantedIPs(args cniArgs) (wanted []netip.Addr, keys []string, err error) {
 	var have4, have6 bool
 	for _, source := range []struct {
 		key  string
@@ -107,10 +117,11 @@ func (c *config) wantedIPs(args cniArgs) ([]netip.Addr, error) {
 		{"CNI_ARGS IP", args.IPs},
 	} {
 		var this4, this6 bool
+		before := len(wanted)
 		for _, s := range source.list {
 			a, err := parseIP(s)
 			if err != nil {
-				return nil, badValue(source.key, s, err.Error())
+				return nil, nil, badValue(source.key, s, err.Error())
 			}
 			if a.Is4() && !have4 || a.Is6() && !have6 {
 				wanted = append(wanted, a)
@@ -118,8 +129,11 @@ func (c *config) wantedIPs(args cniArgs) ([]netip.Addr, error) {
 			this4, this6 = this4 || a.Is4(), this6 || a.Is6()
 		}
 		have4, have6 = have4 || this4, have6 || this6
+		if len(wanted) > before {
+			keys = append(keys, fmt.Sprintf("%q %s", source.key, compact(source.list)))
+		}
 	}
-	return wanted, nil
+	return wanted, keys, nil
 }
 
 // parseIP takes an address with or without a prefix length: podman sends none.

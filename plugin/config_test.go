@@ -118,8 +118,8 @@ func TestParseConfigFaults(t *testing.T) {
 		{`{"name":"n","args":{"cni":{"ips":1}}}`, 7, []string{`"args"`}},
 		{`{"name":"n","cni.dev/valid-attachments":[{"containerID":"a"}]}`, 7, []string{"valid-attachments", "ifname"}},
 		{`{"name":"n","ipam":{"subnets":"10.0.0.0/8"}}`, 7, []string{`"ipam"`, "subnets"}},
-		{`{"name":"n","ipam":{"dataDir":"/x"}}`, 2, []string{`"ipam.dataDir"`, "/x", "remove"}},
-		{`{"name":"n","ipam":{"resolvConf":"/etc/resolv.conf"}}`, 2, []string{`"ipam.resolvConf"`, "remove"}},
+		{`{"name":"n","ipam":{"dataDir":7}}`, 7, []string{`"ipam"`, "dataDir"}},
+		{`{"name":"n","ipam":{"sticky":"yes"}}`, 7, []string{`"ipam"`, "sticky"}},
 		{`{"name":"n","ipam":{"ranges":[[]]}}`, 7, []string{`"ipam.ranges"`, "empty"}},
 		{`{"name":"n","ipam":{"ranges":[[{"rangeStart":"10.0.0.1"}]]}}`, 7, []string{`"ipam.ranges"`, `"subnet" is missing`}},
 		{`{"name":"n","ipam":{"subnet":"10.0.0.1/24"}}`, 7, []string{"10.0.0.1/24", "10.0.0.0/24"}},
@@ -258,9 +258,11 @@ func TestParseArgs(t *testing.T) {
 		{text: "", want: cniArgs{}},
 		{text: "IP=10.0.0.2;MAC=02:00:00:00:00:01;IgnoreUnknown=1;Label=a=b=c", want: cniArgs{IPs: []string{"10.0.0.2"}, MAC: "02:00:00:00:00:01"}},
 		{text: "IP=10.0.0.2/24, fd01::2/64;GATEWAY=10.0.0.1;", want: cniArgs{IPs: []string{"10.0.0.2/24", "fd01::2/64"}, Gateway: "10.0.0.1"}},
-		{text: "IgnoreUnknown=true;K8S_POD_NAME=pod;K8S_POD_NAMESPACE=ns;NOMAD_REGION=g", want: cniArgs{Hostname: "pod"}},
-		{text: "K8S_POD_NAME=pod;NERDCTL_CNI_DHCP_HOSTNAME=host", want: cniArgs{Hostname: "host"}},
-		{text: "NERDCTL_CNI_DHCP_HOSTNAME=host;K8S_POD_NAME=pod", want: cniArgs{Hostname: "host"}},
+		{text: "IgnoreUnknown=true;K8S_POD_NAME=pod;K8S_POD_NAMESPACE=ns;NOMAD_REGION=g", want: cniArgs{Hostname: "pod", Sticky: "ns/pod"}},
+		{text: "IgnoreUnknown=1;K8S_POD_NAME=web", want: cniArgs{Hostname: "web", Sticky: "/web"}}, // podman
+		{text: "NERDCTL_CNI_DHCP_HOSTNAME=host", want: cniArgs{Hostname: "host", Sticky: "host"}},
+		{text: "K8S_POD_NAME=pod;NERDCTL_CNI_DHCP_HOSTNAME=host", want: cniArgs{Hostname: "host", Sticky: "/pod"}},
+		{text: "NERDCTL_CNI_DHCP_HOSTNAME=host;K8S_POD_NAME=pod", want: cniArgs{Hostname: "host", Sticky: "/pod"}},
 		{text: "COLOUR=blue", words: []string{"COLOUR", "IgnoreUnknown"}},
 		{text: "IgnoreUnknown=0;COLOUR=blue", words: []string{"COLOUR"}},
 		{text: "IP", words: []string{`"IP"`, "KEY=VALUE"}},
@@ -279,29 +281,32 @@ func TestWantedIPs(t *testing.T) {
 	for _, test := range []struct {
 		name               string
 		runtime, cni, args []string
-		want               string
+		want, keys         string
 		words              []string
 	}{
-		{name: "none", want: "[]"},
-		{name: "CNI_ARGS", args: []string{"10.0.0.2"}, want: "[10.0.0.2]"},
-		{name: "args.cni beats CNI_ARGS", cni: []string{"10.0.0.3/24"}, args: []string{"10.0.0.2"}, want: "[10.0.0.3]"},
-		{name: "runtimeConfig beats both", runtime: []string{"10.0.0.4"}, cni: []string{"10.0.0.3"}, args: []string{"10.0.0.2"}, want: "[10.0.0.4]"},
-		{name: "nerdctl: families apart", runtime: []string{"fd01::4"}, args: []string{"10.0.0.2"}, want: "[fd01::4 10.0.0.2]"},
-		{name: "several of one source", runtime: []string{"10.0.0.4", "10.1.0.4"}, args: []string{"10.0.0.2"}, want: "[10.0.0.4 10.1.0.4]"},
-		{name: "mapped", args: []string{"::ffff:10.0.0.2"}, want: "[10.0.0.2]"},
+		{name: "none", want: "[]", keys: "[]"},
+		{name: "CNI_ARGS", args: []string{"10.0.0.2"}, want: "[10.0.0.2]", keys: `["CNI_ARGS IP" ["10.0.0.2"]]`},
+		{name: "args.cni beats CNI_ARGS", cni: []string{"10.0.0.3/24"}, args: []string{"10.0.0.2"}, want: "[10.0.0.3]", keys: `["args.cni.ips" ["10.0.0.3/24"]]`},
+		{name: "runtimeConfig beats both", runtime: []string{"10.0.0.4"}, cni: []string{"10.0.0.3"}, args: []string{"10.0.0.2"}, want: "[10.0.0.4]", keys: `["runtimeConfig.ips" ["10.0.0.4"]]`},
+		{name: "nerdctl: families apart", runtime: []string{"fd01::4"}, args: []string{"10.0.0.2"}, want: "[fd01::4 10.0.0.2]", keys: `["runtimeConfig.ips" ["fd01::4"] "CNI_ARGS IP" ["10.0.0.2"]]`},
+		{name: "several of one source", runtime: []string{"10.0.0.4", "10.1.0.4"}, args: []string{"10.0.0.2"}, want: "[10.0.0.4 10.1.0.4]", keys: `["runtimeConfig.ips" ["10.0.0.4","10.1.0.4"]]`},
+		{name: "mapped", args: []string{"::ffff:10.0.0.2"}, want: "[10.0.0.2]", keys: `["CNI_ARGS IP" ["::ffff:10.0.0.2"]]`},
 		{name: "bad", runtime: []string{"ten"}, words: []string{"runtimeConfig.ips", "ten"}},
 		{name: "bad prefix", cni: []string{"10.0.0.1/33"}, words: []string{"args.cni.ips", "10.0.0.1/33"}},
 		{name: "zone", args: []string{"fe80::1%eth0"}, words: []string{"CNI_ARGS IP", "fe80::1%eth0"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := &config{Runtime: runtimeConfig{IPs: test.runtime}, ArgsCNI: argsCNI{IPs: test.cni}}
-			got, err := c.wantedIPs(cniArgs{IPs: test.args})
+			got, keys, err := c.wantedIPs(cniArgs{IPs: test.args})
 			if test.words != nil {
 				wantError(t, err, types.ErrInvalidNetworkConfig, test.words...)
 				return
 			}
 			if text := fmt.Sprint(got); err != nil || text != test.want {
 				t.Errorf("got %s, %v, want %s", text, err, test.want)
+			}
+			if text := fmt.Sprint(keys); text != test.keys {
+				t.Errorf("keys %s, want %s", text, test.keys)
 			}
 		})
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
 )
 
 const (
@@ -40,7 +41,8 @@ const (
 
 // withDaemon runs fn, which talks to the daemon. When nobody is there it starts
 // a daemon if the configuration lets it, waits, and runs fn again; fn must
-// therefore have done nothing when it returns control.ErrNotRunning.
+// therefore have done nothing when it returns control.ErrNotRunning, and
+// nothing that cannot be done again when it returns control.ErrConnectionLost.
 func (i *invocation) withDaemon(ctx context.Context, fn func(context.Context) error) error {
 	err := fn(ctx)
 	if !isUnreachable(err) {
@@ -49,8 +51,8 @@ func (i *invocation) withDaemon(ctx context.Context, fn func(context.Context) er
 	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("no daemon served it within %v", startPatience))
 	defer cancel()
 	if !i.conf.Autostart {
-		if control.CodeOf(err) != control.CodeUnavailable {
-			return err
+		if errors.Is(err, control.ErrNotRunning) {
+			return err // nor is anybody about to be there
 		}
 		return i.retry(ctx, fn, nil)
 	}
@@ -102,6 +104,9 @@ type startedDaemon struct {
 // startDaemon starts a daemon that outlives the plugin: in a session of its
 // own, without the plugin's standard streams, which the runtime waits for.
 func (i *invocation) startDaemon() (*startedDaemon, error) {
+	if err := i.mayStartHere(); err != nil {
+		return nil, err
+	}
 	path, err := i.findBinary()
 	if err != nil {
 		return nil, err
@@ -126,6 +131,39 @@ func (i *invocation) startDaemon() (*startedDaemon, error) {
 	}
 	go d.watch()
 	return d, nil
+}
+
+// mayStartHere refuses the namespace in which rootless podman executes plugins.
+// It ends with podman's last container, and its way out with it: a daemon of
+// its own would outlive both, hold the socket, and serve the containers after
+// it without any network.
+func (i *invocation) mayStartHere() error {
+	dir := environ(i.Env).get("XDG_RUNTIME_DIR")
+	if dir == "" {
+		return nil
+	}
+	paths, err := filepath.Glob(filepath.Join(dir, "netns", "rootless-netns-*"))
+	if err != nil || len(paths) == 0 {
+		return nil // a pattern in XDG_RUNTIME_DIR itself, or no such podman
+	}
+	own, err := netns.Current()
+	if err != nil {
+		return fmt.Errorf("open the plugin's own network namespace: %w", err)
+	}
+	defer own.Close()
+	for _, path := range paths {
+		h, err := netns.Open(path)
+		if err != nil {
+			continue // left over from an earlier boot
+		}
+		same := h.Equal(own)
+		h.Close()
+		if same {
+			return fmt.Errorf("podman executes the plugin in a network namespace that ends with its last container (%s): "+
+				"start the daemon outside of it, as the same user: usernet daemon", path)
+		}
+	}
+	return nil
 }
 
 // watch waits for the daemon's end. It is startDaemon's, and ends with the

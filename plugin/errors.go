@@ -85,7 +85,7 @@ func asCNI(err error) *types.Error {
 	}
 	code := types.ErrIOFailure
 	switch {
-	case errors.Is(err, control.ErrNotRunning):
+	case errors.Is(err, control.ErrNotRunning), errors.Is(err, control.ErrConnectionLost):
 		code = types.ErrTryAgainLater
 	case errors.Is(err, control.ErrForeign):
 		code = ErrDaemonProtocol

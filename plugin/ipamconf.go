@@ -33,12 +33,15 @@ type ipamConfig struct {
 	// type usernet. Empty: those of the network of this name, which the daemon
 	// must have then ("usernet network create", or its configuration file).
 	Sets [][]control.Range
-	// ResolvConf is a file to take the DNS of the result from; empty: none. Only
-	// host-local has it.
-	ResolvConf string
 	// Routes of the container, instead of the default routes. Only of type
 	// usernet; an IPAM plugin returns its own.
 	Routes []*types.Route
+	// Sticky has a container of the same name get the same addresses again. The
+	// key "sticky", only of type usernet; see cniArgs.Sticky for the name.
+	Sticky bool
+	// ResolvConf is the file that the result's DNS comes from, where neither
+	// the key dns nor the runtime says anything. Only of type usernet.
+	ResolvConf string
 }
 
 // delegated reports whether an IPAM plugin is to be run.
@@ -51,9 +54,11 @@ type ipamFields struct {
 	Routes []json.RawMessage `json:"routes"`
 	// host-local's older form of one set of one range.
 	control.Range
-	// Keys of host-local that have no meaning here.
-	DataDir    *string `json:"dataDir"`
-	ResolvConf *string `json:"resolvConf"`
+	ResolvConf string `json:"resolvConf"`
+	// Where host-local keeps its leases; they are in the daemon's state here.
+	DataDir string `json:"dataDir"`
+	// Usernet's own.
+	Sticky bool `json:"sticky"`
 }
 
 func decodeIPAM(c *config, raw json.RawMessage) error {
@@ -74,17 +79,12 @@ func decodeIPAM(c *config, raw json.RawMessage) error {
 	if err := decodeStrict(raw, &f); err != nil {
 		return err
 	}
-	if f.DataDir != nil {
-		return unsupported("ipam.dataDir", *f.DataDir, "the daemon keeps the leases in its own state directory; remove the key")
-	}
-	if f.ResolvConf != nil {
-		return unsupported("ipam.resolvConf", *f.ResolvConf, "the gateway resolves names as the host does; remove the key, or set dns")
-	}
 	return f.settle(c)
 }
 
 // settle judges the ranges and routes and takes them over.
 func (f *ipamFields) settle(c *config) error {
+	c.IPAM.Sticky, c.IPAM.ResolvConf = f.Sticky, f.ResolvConf
 	sets := f.Ranges
 	if f.Range != (control.Range{}) {
 		sets = append([][]control.Range{{f.Range}}, sets...)
@@ -104,17 +104,12 @@ func (f *ipamFields) settle(c *config) error {
 }
 
 // decodeHostLocal decodes "ipam" of type host-local to be served by the daemon.
-// dataDir is ignored, since the daemon keeps the leases; resolvConf is read as
-// host-local reads it.
 func decodeHostLocal(c *config, raw json.RawMessage) error {
 	var f ipamFields
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return err
 	}
 	c.IPAM.Type = nativeIPAM
-	if f.ResolvConf != nil && *f.ResolvConf != "" {
-		c.IPAM.ResolvConf = *f.ResolvConf
-	}
 	return f.settle(c)
 }
 

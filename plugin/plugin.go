@@ -160,7 +160,9 @@ func linkAlias(k control.LinkKey) string {
 }
 
 // isUnreachable reports whether an error of the daemon's client means that
-// there is nobody to talk to now.
+// there is nobody to talk to now, or nobody any more: everything that is asked
+// with one request can be asked again.
 func isUnreachable(err error) bool {
-	return errors.Is(err, control.ErrNotRunning) || control.CodeOf(err) == control.CodeUnavailable
+	return errors.Is(err, control.ErrNotRunning) || errors.Is(err, control.ErrConnectionLost) ||
+		control.CodeOf(err) == control.CodeUnavailable
 }

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -93,11 +94,19 @@ func TestStartDaemonFailures(t *testing.T) {
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	rootless, stale := filepath.Join(dir, "netns"), filepath.Join(dir, "stale", "netns")
+	for path, target := range map[string]string{rootless: "/proc/self/ns/net", stale: "/dev/null"} {
+		if err := errors.Join(os.MkdirAll(path, 0o700), os.Symlink(target, filepath.Join(path, "rootless-netns-0123"))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	socket := filepath.Join(dir, "run", "usernet.sock")
 	config := `{"cniVersion":"1.1.0","name":"n","socket":"` + socket + `"}`
 	for _, test := range []struct {
 		env, want []string
 	}{
+		{[]string{BinaryEnv + "=" + script, "XDG_RUNTIME_DIR=" + dir}, []string{`"code": 11`, rootless + "/rootless-netns-0123", "start the daemon outside of it"}},
+		{[]string{BinaryEnv + "=" + script, "XDG_RUNTIME_DIR=" + dir + "/stale"}, []string{`"code": 11`, "ended at once"}},
 		{[]string{BinaryEnv + "=" + script}, []string{`"code": 11`, "ended at once", "no state directory", "daemon --socket " + socket + " --autostarted", "daemon.log"}},
 		{[]string{BinaryEnv + "=" + dir + "/absent"}, []string{`"code": 11`, dir + "/absent"}},
 		{[]string{"PATH=" + dir}, []string{`"code": 11`, "no executable", BinaryEnv, dir}},

@@ -34,21 +34,27 @@ func TestCNIBandwidth(t *testing.T) {
 		if reverse {
 			argv, want = append(argv, "-R"), 40e6
 		}
-		var result struct {
-			End struct {
-				Received struct {
-					BitsPerSecond float64 `json:"bits_per_second"`
-				} `json:"sum_received"`
-			}
-		}
-		if err := json.Unmarshal([]byte(nstest.Exec(t, free.ns, argv...)), &result); err != nil {
-			t.Fatal(err)
-		}
+		got := iperfRate(t, nstest.Exec(t, free.ns, argv...))
 		_ = server.Wait() // -1: it ends with its client
-		got := result.End.Received.BitsPerSecond
 		t.Logf("%.1f Mbit/s of %.0f", got/1e6, want/1e6)
 		if got < 0.9*want || got > 1.1*want {
 			t.Errorf("%.1f Mbit/s, want %.0f within a tenth", got/1e6, want/1e6)
 		}
 	}
+}
+
+// iperfRate reads the received bits per second of iperf3 -J.
+func iperfRate(t *testing.T, report string) float64 {
+	t.Helper()
+	var result struct {
+		End struct {
+			Received struct {
+				BitsPerSecond float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		}
+	}
+	if err := json.Unmarshal([]byte(report), &result); err != nil {
+		t.Fatalf("%v in %s", err, report)
+	}
+	return result.End.Received.BitsPerSecond
 }

@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,6 +55,9 @@ type podmanBed struct {
 	*bed
 	init   int    // the machine's first process; all others end with it
 	cgroup string // of the containers, in every hierarchy
+	uid    int    // who runs podman
+	home   string // of uid
+	netns  string // where podman keeps namespaces
 	// devices are the interfaces of the host namespace before any container.
 	devices string
 }
@@ -63,15 +67,17 @@ type podmanBed struct {
 const machineScript = `set -e
 exec 3<&0
 mount --make-rprivate /
+mount --make-rshared / # among the machine's own namespaces, as podman expects it
 mount -t proc proc /proc
 mount -t tmpfs -o mode=0755 tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
 mkdir -p /run/lock
-for dir in /var/lib/cni /var/lib/usernet /var/lib/containers /etc/containers /etc/cni /opt; do
+for dir in /var/lib/cni /var/lib/usernet /var/lib/containers /etc/containers /etc/cni /opt /home; do
 	mkdir -p $dir
 	mount -t tmpfs -o mode=0755 tmpfs $dir
 done
-mkdir -p /etc/containers/containers.conf.d /etc/cni/net.d
+mkdir -p /etc/containers/containers.conf.d /etc/cni/net.d /opt/bin
+cp $BIN/usernet $BIN/usernet-cni /opt/bin
 echo ready
 cat <&3 >/dev/null &
 wait
@@ -81,9 +87,10 @@ wait
 func newPodmanBed(t *testing.T, more string) *podmanBed {
 	t.Helper()
 	need(t, "podman", "buildah", "runc", "conmon", "nsenter", "busybox", "ss", "ip")
-	p := &podmanBed{bed: newBed(t), cgroup: fmt.Sprintf("/usernet-test-%d", os.Getpid())}
+	p := &podmanBed{bed: newBed(t), cgroup: fmt.Sprintf("/usernet-test-%d", os.Getpid()), home: "/root", netns: "/run/netns"}
 	t.Cleanup(p.removeCgroups)
 	machine := exec.Command("sh", "-c", strings.Replace(machineScript, "echo ready\n", more+"echo ready\n", 1))
+	machine.Env = append(os.Environ(), "BIN="+os.Getenv(binVar))
 	machine.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
 	var errs bytes.Buffer
 	machine.Stderr = &errs
@@ -103,8 +110,6 @@ func newPodmanBed(t *testing.T, more string) *podmanBed {
 		t.Fatalf("start the machine: %v; %s", err, errs.String())
 	}
 	p.init = machine.Process.Pid
-	p.socket = p.path("/run/usernet/usernet.sock")
-	p.client = control.Dial(p.socket)
 	p.write("/etc/containers/containers.conf.d/machine.conf", machineConf)
 	p.write("/etc/containers/storage.conf", storageConf)
 	p.write("/etc/containers/policy.json", `{"default": [{"type": "insecureAcceptAnything"}]}`)
@@ -154,11 +159,16 @@ func (p *podmanBed) removeCgroups() {
 	})
 }
 
-// command is a command on the machine, as root, with little in its environment.
+// command is a command on the machine, with little in its environment.
 func (p *podmanBed) command(ctx context.Context, argv ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(p.init), "--mount", "--pid", "--"}
+	uid := strconv.Itoa(p.uid)
+	enter := []string{"--target", strconv.Itoa(p.init), "--mount", "--pid", "--setuid", uid, "--setgid", uid, "--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, argv...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv(binVar) + ":" + os.Getenv("PATH"), "HOME=/root"}
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/opt/bin:" + os.Getenv("PATH"), "HOME=" + p.home}
+	if p.uid != 0 {
+		cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR=/run/user/"+uid)
+	}
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }
@@ -199,9 +209,18 @@ func (p *podmanBed) do(argv ...string) string {
 // namespace with the container's name at the ports; it returns the namespace.
 func (p *podmanBed) start(name string, ports []string, args ...string) *netns.Handle {
 	p.t.Helper()
-	argv := append([]string{"podman", "run", "-d", "--name", name, "--cgroup-parent", p.cgroup}, args...)
+	argv := append([]string{"podman", "run", "-d", "--name", name}, p.parent()...)
+	argv = append(argv, args...)
 	p.do(append(argv, image, "sleep", "1000")...)
 	return p.answer(name, ports...)
+}
+
+// parent puts containers into the test's cgroup; ordinary users have none here.
+func (p *podmanBed) parent() []string {
+	if p.uid != 0 {
+		return nil
+	}
+	return []string{"--cgroup-parent", p.cgroup}
 }
 
 // answer answers with the container's name in its namespace.
@@ -217,7 +236,8 @@ func (p *podmanBed) answer(name string, ports ...string) *netns.Handle {
 // namespace opens the network namespace of a container.
 func (p *podmanBed) namespace(name string) *netns.Handle {
 	p.t.Helper()
-	ns, err := netns.Open(p.path(p.do("podman", "inspect", "--format", "{{.NetworkSettings.SandboxKey}}", name)))
+	pid := p.do("podman", "inspect", "--format", "{{.State.Pid}}", name)
+	ns, err := netns.Open(p.path("/proc/" + pid + "/ns/net"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -225,13 +245,21 @@ func (p *podmanBed) namespace(name string) *netns.Handle {
 	return ns
 }
 
-// ps returns the daemon's links by container name and network.
-func (p *podmanBed) ps() map[string]control.Link {
+// ask decodes what "usernet" prints with --json, as the user of podman: a
+// daemon serves nobody else.
+func (p *podmanBed) ask(into any, argv ...string) {
 	p.t.Helper()
-	links, err := p.client.Links(p.t.Context(), "")
-	if err != nil {
-		p.t.Fatal(err)
+	out := p.do(append(append([]string{"usernet"}, argv...), "--json")...)
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		p.t.Fatalf("usernet %v: %v in %s", argv, err, out)
 	}
+}
+
+// links returns the daemon's links by container name and network.
+func (p *podmanBed) links() map[string]control.Link {
+	p.t.Helper()
+	var links []control.Link
+	p.ask(&links, "ps")
 	byName := map[string]control.Link{}
 	for _, l := range links {
 		byName[l.Hostname+" "+l.Network] = l
@@ -252,10 +280,8 @@ func (p *podmanBed) nothingLeft() {
 	if links := p.links(); len(links) != 0 {
 		p.t.Errorf("links left: %v", links)
 	}
-	networks, err := p.client.Networks(p.t.Context())
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	var networks []control.Network
+	p.ask(&networks, "network", "ls")
 	for _, n := range networks {
 		if n.Pool.Leased != 0 {
 			p.t.Errorf("%d addresses of %s are still leased", n.Pool.Leased, n.Name)
@@ -267,7 +293,7 @@ func (p *podmanBed) nothingLeft() {
 	if out := nstest.Exec(p.t, p.host, "ip", "-o", "link"); out != p.devices {
 		p.t.Errorf("interfaces of the host:\n%swere\n%s", out, p.devices)
 	}
-	left, err := os.ReadDir(p.path("/run/netns"))
+	left, err := os.ReadDir(p.path(p.netns))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) != 0 {
 		p.t.Errorf("namespaces left: %v, %v", left, err)
 	}
@@ -277,27 +303,57 @@ func (p *podmanBed) nothingLeft() {
 // tunsOfDaemon counts the descriptors of devices that the daemon holds.
 func (p *podmanBed) tunsOfDaemon() int {
 	p.t.Helper()
-	status, err := p.client.Status(p.t.Context(), "")
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	// The daemon's number is one of the machine's.
-	dir := p.path(fmt.Sprintf("/proc/%d/fd", status.PID))
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		p.t.Fatal(err)
-	}
 	tuns := 0
-	for _, e := range entries {
-		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && target == "/dev/net/tun" {
-			tuns++
+	for _, pid := range p.processes("usernet") {
+		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		for _, fd := range fds {
+			if target, err := os.Readlink(fd); err == nil && target == "/dev/net/tun" {
+				tuns++
+			}
 		}
 	}
 	return tuns
 }
 
-// imageTar is the archive of the image: busybox and a link for each command.
-func imageTar(t *testing.T) string {
+// processes returns the machine's processes of some names, by the numbers that
+// they have outside of it.
+func (p *podmanBed) processes(names ...string) []int {
+	p.t.Helper()
+	machine, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.init))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var pids []int
+	for _, dir := range dirs {
+		pid, err := strconv.Atoi(dir.Name())
+		if err != nil {
+			continue // not a process
+		}
+		// A process that has ended meanwhile has neither.
+		ns, _ := os.Readlink(filepath.Join("/proc", dir.Name(), "ns", "pid"))
+		comm, _ := os.ReadFile(filepath.Join("/proc", dir.Name(), "comm"))
+		if ns == machine && slices.Contains(names, strings.TrimSpace(string(comm))) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// importImage gives podman the image: busybox and a link for each command.
+func (p *podmanBed) importImage() {
+	p.t.Helper()
+	p.write("/opt/busybox.tar", string(busyboxTar(p.t)))
+	p.do("podman", "import", "/opt/busybox.tar", image)
+}
+
+func busyboxTar(t *testing.T) []byte {
 	t.Helper()
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
@@ -328,9 +384,5 @@ func imageTar(t *testing.T) string {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "busybox.tar")
-	if err := os.WriteFile(path, archive.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return archive.Bytes()
 }

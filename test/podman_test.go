@@ -22,12 +22,28 @@ import (
 func TestPodman(t *testing.T) {
 	p := newPodmanBed(t, "")
 	p.write("/etc/containers/containers.conf", documentedConf(t, "/etc/containers/containers.conf"))
-	p.do("podman", "import", imageTar(t), image)
+	p.importImage()
 	p.do("usernet", "cni", "install")
 	p.write("/etc/cni/net.d/other.conflist", p.do("usernet", "cni", "conflist", "--name", "other", "--subnet", "10.85.0.0/24", "--subnet", "fd85::/64"))
 	p.write("/etc/cni/net.d/closed.conflist", p.do("usernet", "cni", "conflist", "--name", "closed", "--subnet", "10.86.0.0/24", "--subnet", "fd86::/64", "--internal"))
 	net := podmanNet{name: "usernet", other: "other", closed: "closed", v4: "10.84.0.", v6: "fd84:7573:6572::"}
-	p.onNetworks(t, net)
+	p.onNetworks(t, net, podmanTests)
+}
+
+// podmanTest is one of the tests of containers.
+type podmanTest struct {
+	name string
+	run  func(*podmanBed, podmanNet)
+}
+
+var podmanTests = []podmanTest{
+	{"ports", (*podmanBed).testPorts},
+	{"wishes", (*podmanBed).testWishes},
+	{"names", (*podmanBed).testNames},
+	{"several networks", (*podmanBed).testSeveralNetworks},
+	{"pod", (*podmanBed).testPod},
+	{"internal", (*podmanBed).testInternal},
+	{"build", (*podmanBed).testBuild},
 }
 
 // podmanNet is the networks that the tests of podman run on.
@@ -38,19 +54,8 @@ type podmanNet struct {
 
 // onNetworks runs the tests of containers, and looks after each for what it
 // has left behind.
-func (p *podmanBed) onNetworks(t *testing.T, n podmanNet) {
-	for _, test := range []struct {
-		name string
-		run  func(*podmanBed, podmanNet)
-	}{
-		{"ports", (*podmanBed).testPorts},
-		{"wishes", (*podmanBed).testWishes},
-		{"names", (*podmanBed).testNames},
-		{"several networks", (*podmanBed).testSeveralNetworks},
-		{"pod", (*podmanBed).testPod},
-		{"internal", (*podmanBed).testInternal},
-		{"build", (*podmanBed).testBuild},
-	} {
+func (p *podmanBed) onNetworks(t *testing.T, n podmanNet, tests []podmanTest) {
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			sub := p.with(t)
 			test.run(sub, n)
@@ -141,17 +146,17 @@ func (p *podmanBed) testPorts(n podmanNet) {
 	if out := p.do("podman", "port", "web"); !strings.Contains(out, "7001/tcp -> 0.0.0.0:9001") || !strings.Contains(out, "80/udp -> 0.0.0.0:8080") {
 		p.t.Errorf("podman port: %s", out)
 	}
-	_, err := p.try("podman", "run", "--rm", "--cgroup-parent", p.cgroup, "--network", n.name, "-p", "8080:80", image, "sleep", "0")
+	_, err := p.try("podman", "run", "--rm", "--network", n.name, "-p", "8080:80", image, "sleep", "0")
 	if err == nil || !strings.Contains(err.Error(), ":8080/tcp is in use by usernet (pid ") {
 		p.t.Errorf("a port that is taken: %v", err)
 	}
-	if len(p.ps()) != 1 {
+	if len(p.links()) != 1 {
 		p.t.Errorf("links after the port that is taken: %v", p.links())
 	}
-	before := p.ps()["web "+n.name]
+	before := p.links()["web "+n.name]
 	p.do("podman", "restart", "--time", "0", "web")
 	p.answer("web", "80", "81", "7000", "7001")
-	after := p.ps()["web "+n.name]
+	after := p.links()["web "+n.name]
 	if after.Netns == before.Netns || len(after.Publications) != len(before.Publications) {
 		p.t.Errorf("after the restart: %+v, before: %+v", after, before)
 	}
@@ -173,7 +178,7 @@ func (p *podmanBed) testWishes(n podmanNet) {
 	if want := fmt.Sprintf("%s77 %s77 %s %s1", n.v4, n.v6, mac, n.v4); got != want {
 		p.t.Errorf("podman inspect: %q, want %q", got, want)
 	}
-	_, err := p.try("podman", "run", "--rm", "--cgroup-parent", p.cgroup, "--network", n.name, "--ip", n.v4+"77", image, "sleep", "0")
+	_, err := p.try("podman", "run", "--rm", "--network", n.name, "--ip", n.v4+"77", image, "sleep", "0")
 	if err == nil || !strings.Contains(err.Error(), n.v4+"77") {
 		p.t.Errorf("an address that is taken: %v", err)
 	}
@@ -191,7 +196,7 @@ func (p *podmanBed) testNames(n podmanNet) {
 			p.t.Errorf("%s answers %q", name, out)
 		}
 	}
-	link := p.ps()["bob "+n.name]
+	link := p.links()["bob "+n.name]
 	for _, addr := range link.Addrs {
 		p.answers(a, "tcp", net.JoinHostPort(addr.Addr().String(), "7000"), "bob", "")
 		p.answers(a, "udp", net.JoinHostPort(addr.Addr().String(), "7000"), "bob", "")
@@ -215,21 +220,21 @@ func (p *podmanBed) testSeveralNetworks(n podmanNet) {
 	peer := p.start("peer", []string{"7000"}, "--network", n.other)
 	ns := p.start("multi", nil, "--network", n.name+","+n.other)
 	address := func(name, network string) string {
-		return p.ps()[name+" "+network].Addrs[0].Addr().String()
+		return p.links()[name+" "+network].Addrs[0].Addr().String()
 	}
 	reaches := func() {
 		p.t.Helper()
 		p.answers(ns, "tcp", net.JoinHostPort(address("peer", n.other), "7000"), "peer", address("multi", n.other))
 	}
 	reaches()
-	if got := len(p.ps()); got != 3 {
+	if got := len(p.links()); got != 3 {
 		p.t.Errorf("%d links, want 3: %v", got, p.links())
 	}
 	// Reloaded, a container keeps its addresses and is there again.
-	before := p.ps()["multi "+n.other]
+	before := p.links()["multi "+n.other]
 	mac := p.macOf("multi", n.other)
 	p.do("podman", "network", "reload", "multi")
-	after := p.ps()["multi "+n.other]
+	after := p.links()["multi "+n.other]
 	if fmt.Sprint(after.Addrs) != fmt.Sprint(before.Addrs) || after.Created == before.Created {
 		p.t.Errorf("after reload: %+v, before: %+v", after, before)
 	}
@@ -239,14 +244,14 @@ func (p *podmanBed) testSeveralNetworks(n podmanNet) {
 	reaches()
 	// Disconnected, it has no way; connected again, another address.
 	p.do("podman", "network", "disconnect", n.other, "multi")
-	if _, there := p.ps()["multi "+n.other]; there {
+	if _, there := p.links()["multi "+n.other]; there {
 		p.t.Errorf("links after disconnect: %v", p.links())
 	}
-	if out := nstest.Exec(p.t, ns, "ip", "-o", "link"); strings.Contains(out, "eth1") {
+	if out := nstest.Exec(p.t, ns, "ip", "-o", "link"); strings.Contains(out, before.IfName) {
 		p.t.Errorf("interfaces after disconnect:\n%s", out)
 	}
 	p.do("podman", "network", "connect", "--alias", "second", n.other, "multi")
-	again := p.ps()["multi "+n.other]
+	again := p.links()["multi "+n.other]
 	if fmt.Sprint(again.Addrs) == fmt.Sprint(before.Addrs) || p.macOf("multi", n.other) == mac {
 		p.t.Errorf("after connecting again: %+v", again)
 	}
@@ -267,14 +272,14 @@ func (p *podmanBed) macOf(name, network string) string {
 
 // testPod has two containers share a network and its published port.
 func (p *podmanBed) testPod(n podmanNet) {
-	p.do("podman", "pod", "create", "--name", "pod", "--cgroup-parent", p.cgroup, "--network", n.name, "-p", "8090:80",
-		"--infra-name", "pod-infra", "--infra-image", image, "--infra-command", "/bin/sleep 1000")
+	p.do(append([]string{"podman", "pod", "create", "--name", "pod", "--network", n.name, "-p", "8090:80",
+		"--infra-name", "pod-infra", "--infra-image", image, "--infra-command", "/bin/sleep 1000"}, p.parent()...)...)
 	p.do("podman", "run", "-d", "--pod", "pod", "--name", "one", image, "sleep", "1000")
 	p.do("podman", "run", "-d", "--pod", "pod", "--name", "two", image, "nc", "-l", "-p", "7005", "-e", "cat", "/etc/resolv.conf")
 	p.answer("pod-infra", "80")
 	p.answers(p.outside, "tcp", "203.0.113.1:8090", "pod-infra", "203.0.113.2")
 	p.answers(p.outside, "tcp", "[2001:db8::1]:8090", "pod-infra", "2001:db8::2")
-	if links := p.ps(); len(links) != 1 {
+	if links := p.links(); len(links) != 1 {
 		p.t.Errorf("links of the pod: %v", p.links())
 	}
 	if out := p.do("podman", "exec", "one", "nc", "-w", "10", "127.0.0.1", "7005"); !strings.Contains(out, "nameserver "+n.v4+"1") {

@@ -185,8 +185,8 @@ func TestSessionLivesFromAttachToClose(t *testing.T) {
 	h.mu.Unlock()
 	a.Close()
 	eventually(t, "end of the session", func() bool { return s.Context().Err() != nil })
-	if err := a.Commit(t.Context()); !errors.Is(err, errConnectionLost) {
-		t.Errorf("commit after close: %v, want %v", err, errConnectionLost)
+	if err := a.Commit(t.Context()); !errors.Is(err, ErrConnectionLost) {
+		t.Errorf("commit after close: %v, want %v", err, ErrConnectionLost)
 	}
 }
 

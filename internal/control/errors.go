@@ -93,6 +93,11 @@ type ErrorReply struct {
 // start the daemon.
 var ErrNotRunning = errors.New("the usernet daemon is not running")
 
+// ErrConnectionLost means that the daemon went away before it answered, so that
+// what was asked may or may not have been done. Whatever a request makes that
+// depends on the connection, such as a link before its commit, is taken back.
+var ErrConnectionLost = errors.New("connection to the daemon was lost")
+
 // ErrForeign means that the socket is served by something that is not usernet,
 // or by another user.
 var ErrForeign = errors.New("not a usernet daemon")

@@ -31,8 +31,6 @@ type session struct {
 	files  []*os.File // not sent yet; owned by the caller
 }
 
-var errConnectionLost = errors.New("connection to the daemon was lost")
-
 func newSession(path string, files []*os.File) *session {
 	s := &session{path: path, files: files}
 	s.transport = &http.Transport{
@@ -49,7 +47,7 @@ func (s *session) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	s.mu.Lock()
 	if s.dialed {
 		s.mu.Unlock()
-		return nil, errConnectionLost
+		return nil, ErrConnectionLost
 	}
 	s.dialed = true
 	files := s.files
@@ -98,7 +96,7 @@ func (s *session) explain(ctx context.Context, err error) error {
 	case errors.Is(err, unix.ENOTSOCK), errors.Is(err, unix.EPROTOTYPE), strings.Contains(err.Error(), "malformed HTTP"):
 		return fmt.Errorf("socket %s: %w (%w); set USERNET_SOCKET or --socket to the daemon's socket", s.path, ErrForeign, err)
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
-		return fmt.Errorf("socket %s: %w before it replied: %w", s.path, errConnectionLost, err)
+		return fmt.Errorf("socket %s: %w before it replied: %w", s.path, ErrConnectionLost, err)
 	}
 	return fmt.Errorf("socket %s: %w", s.path, err)
 }

@@ -77,12 +77,13 @@ type Bandwidth struct {
 // descriptors: first the TUN or TAP, then one listening TCP socket or bound UDP
 // socket for each of Publications that has FD set, in their order.
 type AttachRequest struct {
-	Network   string `json:"network"`          // name; letters, digits, "_.-", starts with a letter or digit
-	Container string `json:"container"`        // the runtime's container id, same alphabet
-	IfName    string `json:"ifname"`           // interface name inside the container, 1..15 bytes
-	Netns     uint64 `json:"netns,omitempty"`  // inode of the container's network namespace; 0: unknown
-	BootID    string `json:"bootID,omitempty"` // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
-	Owner     string `json:"owner,omitempty"`  // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
+	Network   string `json:"network"`             // name; letters, digits, "_.-", starts with a letter or digit
+	Container string `json:"container"`           // the runtime's container id, same alphabet
+	IfName    string `json:"ifname"`              // interface name inside the container, 1..15 bytes
+	Netns     uint64 `json:"netns,omitempty"`     // inode of the container's network namespace; 0: unknown
+	NetnsPath string `json:"netnsPath,omitempty"` // where the caller found it, absolute; by it a later daemon tells whether the namespace is still there
+	BootID    string `json:"bootID,omitempty"`    // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
+	Owner     string `json:"owner,omitempty"`     // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
 
 	Device string `json:"device,omitempty"` // kind of the first descriptor, "tun" or "tap"; empty: "tun"
 	MAC    string `json:"mac,omitempty"`    // address that the interface of a TAP gets, told by GET /v1/links; empty: the one it has
@@ -94,6 +95,7 @@ type AttachRequest struct {
 	MTU      int       `json:"mtu,omitempty"`      // bytes; 0: the network's
 
 	IPs      []netip.Addr   `json:"ips,omitempty"`      // wanted addresses out of Sets
+	Sticky   string         `json:"sticky,omitempty"`   // the container's name, when the last addresses of this name and ifname are to be had again; not with Addrs
 	Addrs    []netip.Prefix `json:"addrs,omitempty"`    // addresses leased elsewhere (delegated IPAM): used exactly, nothing is leased
 	Gateways []netip.Addr   `json:"gateways,omitempty"` // with Addrs: the gateway of each family; must be the network's when it exists
 

@@ -39,6 +39,7 @@ type attaching struct {
 	files []*os.File // owned; nil entries are taken
 	n     *network
 	l     *link
+	lost  *link // what an earlier daemon left of this key; nil: nothing
 	undo  undoList
 	names linkNames
 	dev   tunnel.Device
@@ -128,7 +129,7 @@ func (a *attaching) intent(context.Context) error {
 		d: a.d, net: a.n, state: control.LinkAttaching, pubs: map[string]*publication{},
 		rec: &linkRecord{
 			Network: req.Network, Container: req.Container, IfName: req.IfName, State: control.LinkAttaching,
-			BootID: a.d.bootID, Netns: req.Netns, Owner: req.Owner,
+			BootID: a.d.bootID, Netns: req.Netns, NetnsPath: req.NetnsPath, Owner: req.Owner,
 			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
 		},
 		now: amendable{Hostname: req.Hostname, Aliases: req.Aliases, Bandwidth: req.Bandwidth},
@@ -137,8 +138,15 @@ func (a *attaching) intent(context.Context) error {
 		a.l.rec.MTU = a.n.rec.MTU
 	}
 	key := req.Key()
+	a.lost = a.d.link(key)
 	a.undo.add(func(context.Context) {
-		if err := a.d.store.deleteLink(key); err != nil {
+		var err error
+		if a.lost != nil {
+			err = a.d.store.putLink(a.lost.rec)
+		} else {
+			err = a.d.store.deleteLink(key)
+		}
+		if err != nil {
 			a.d.log.Error("intent stays until the next start", "link", key.String(), "err", err)
 		}
 	})
@@ -159,17 +167,37 @@ func (a *attaching) lease(ctx context.Context) error {
 		return control.Errorf(control.CodeInvalid, "network %s leases no addresses: the request must bring them (addrs)", a.n.rec.Name)
 	}
 	owner := linkOwner(rec.key())
-	a.undo.add(func(ctx context.Context) {
-		if err := a.n.pool.Release(ctx, owner); err != nil {
-			a.d.log.Error("lease stays until the next start", "link", string(owner), "err", err)
-		}
-	})
-	lease, err := a.n.pool.Acquire(ctx, owner, a.req.IPs...)
+	if err := a.freeUnwanted(ctx, owner); err != nil {
+		return err
+	}
+	if _, held := a.n.pool.Lookup(owner); !held {
+		a.undo.add(func(ctx context.Context) {
+			if err := a.n.pool.Release(ctx, owner); err != nil {
+				a.d.log.Error("lease stays until the next start", "link", string(owner), "err", err)
+			}
+		})
+	}
+	want := ipam.Request{Owner: owner, Want: a.req.IPs, BootID: rec.BootID, Netns: rec.Netns}
+	if a.req.Sticky != "" {
+		want.Name = a.req.Sticky + "/" + a.req.IfName
+	}
+	lease, err := a.n.pool.Acquire(ctx, want)
 	if err != nil {
 		return leaseError(err)
 	}
 	rec.Addrs, rec.Gateways = lease.Addrs, lease.Gateways
 	return nil
+}
+
+// freeUnwanted releases the lease that a lost link of this key still holds, when
+// other addresses are wanted than it has. A container that is attached anew
+// without such a wish keeps its addresses.
+func (a *attaching) freeUnwanted(ctx context.Context, owner ipam.Owner) error {
+	lease, held := a.n.pool.Lookup(owner)
+	if !held || !slices.ContainsFunc(a.req.IPs, func(want netip.Addr) bool { return !lease.Holds(want) }) {
+		return nil
+	}
+	return a.n.pool.Release(ctx, owner)
 }
 
 // leaseError gives ipam's causes their codes.
@@ -260,6 +288,9 @@ func (a *attaching) join(ctx context.Context) error {
 		d.mu.Lock()
 		a.l.removing = true
 		delete(a.n.links, key)
+		if a.lost != nil {
+			a.n.links[key] = a.lost
+		}
 		d.mu.Unlock()
 		d.poke()
 		if err := sl.Detach(ctx); err != nil {
@@ -325,10 +356,11 @@ func (n *network) gatewayFor(a netip.Addr) netip.Addr {
 }
 
 // replaceDead makes way for an attach, with the key locked: what is left of a
-// dead link is removed; a live one is a conflict.
+// dead link is removed; a live one is a conflict; a lost one is replaced by the
+// steps of the attach, which may keep its addresses.
 func (d *Daemon) replaceDead(ctx context.Context, key control.LinkKey) error {
 	l := d.link(key)
-	if l == nil {
+	if l == nil || l.sl == nil {
 		return nil
 	}
 	if l.alive() {

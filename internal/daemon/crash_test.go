@@ -150,8 +150,8 @@ func checkAfterCrash(t *testing.T, dir string, tellers []*teller) {
 		}
 	}()
 	w := r.world(t)
-	if w.Leases != 0 || w.Switch != 0 || !slices.Equal(w.Links, w.Records) {
-		t.Errorf("after the crash: %+v, want no lease and as many links as records", w)
+	if w.Leases != len(w.Links) || w.Switch != 0 || !slices.Equal(w.Links, w.Records) {
+		t.Errorf("after the crash: %+v, want as many links and leases as records", w)
 	}
 	present := map[string]bool{}
 	for _, id := range w.Links {
@@ -179,7 +179,7 @@ func checkAfterCrash(t *testing.T, dir string, tellers []*teller) {
 	if _, err := r.GC(t.Context(), "net", control.GCRequest{Owner: "test"}); err != nil {
 		t.Error(err)
 	}
-	if w := r.world(t); len(w.Links)+len(w.Records) != 0 {
+	if w := r.world(t); len(w.Links)+len(w.Records)+w.Leases != 0 {
 		t.Errorf("after GC: %+v", w)
 	}
 }
@@ -234,11 +234,13 @@ func TestNetnsRestartLosesLinksHonestly(t *testing.T) {
 	if removed, err := r.Detach(t.Context(), a.key); !removed || err != nil {
 		t.Errorf("detach of a lost link: %v, %v", removed, err)
 	}
-	again := attach(t, r.Client, request("b"))
-	if again.reply.Addrs[0] == a.reply.Addrs[0] || again.reply.Addrs[0] == b.reply.Addrs[0] {
-		t.Errorf("an address of a lost link was given out at once: %v", again.reply.Addrs)
+	if other := attach(t, r.Client, request("c")); other.reply.Addrs[0] == a.reply.Addrs[0] || other.reply.Addrs[0] == b.reply.Addrs[0] {
+		t.Errorf("an address of a lost link was given out at once: %v", other.reply.Addrs)
 	}
-	if st, err = r.Status(t.Context(), ""); err != nil || len(st.Lost) != 0 || st.Links != 1 {
+	if again := attach(t, r.Client, request("b")); !slices.Equal(again.reply.Addrs, b.reply.Addrs) {
+		t.Errorf("attached anew with %v, had %v", again.reply.Addrs, b.reply.Addrs)
+	}
+	if st, err = r.Status(t.Context(), ""); err != nil || len(st.Lost) != 0 || st.Links != 2 {
 		t.Errorf("status %+v, %v", st, err)
 	}
 	if err := r.RemoveNetwork(t.Context(), "net"); control.CodeOf(err) != control.CodeNetworkInUse {

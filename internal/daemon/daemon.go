@@ -147,6 +147,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	defer helpers.Wait()
 	defer cancel(nil) // before the wait
 	helpers.Go(func() { d.followHost(ctx) })
+	helpers.Go(func() { d.reapLost(ctx) })
 	if d.cfg.IdleExit > 0 {
 		helpers.Go(func() { d.exitWhenIdle(ctx, cancel) })
 	}

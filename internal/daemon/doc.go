@@ -33,10 +33,12 @@
 //
 // Whatever is acknowledged was on disk before. The descriptors of TUNs and
 // listeners live in this process alone, and go with it: after a crash or a
-// restart the next daemon releases every lease (they rest in quarantine),
-// forgets intents and records of earlier boots, and lists the committed links of
-// this boot as lost until DEL, GC or a new ADD. It does not pretend that they
-// work. Networks stay, except that the configuration file alone decides about
+// restart the next daemon forgets intents, records of earlier boots and those of
+// namespaces that are no more, and releases their leases (they rest in
+// quarantine). The other committed links it lists as lost until DEL, GC, the end
+// of their namespace or a new ADD, which gets the same addresses: they stay
+// leased, so that nobody else is given them meanwhile. It does not pretend that
+// lost links work. Networks stay, except that the configuration file alone decides about
 // those that it defined.
 //
 // # Networks
@@ -53,8 +55,8 @@
 // networks (lockDefinitions); both may be held over I/O. Daemon.mu guards the
 // tables and is never held over I/O. Order: link key, definitions, Daemon.mu.
 // Goroutines: link.watch per link, ending with its device; link.abandon, once,
-// for a link whose connection ended; while serving, followHost, exitWhenIdle
-// and answer. Run waits for all of them.
+// for a link whose connection ended; while serving, followHost, exitWhenIdle,
+// answer and, while links are lost, reapLost. Run waits for all of them.
 //
 // # Bounds
 //

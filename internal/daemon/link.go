@@ -134,32 +134,46 @@ func (l *link) watch() {
 // remove takes a link out of everything, with its key locked: no flow, then no
 // lease, then no record, so that an address is free only when nothing uses it,
 // and a crash in between leaves a record that the next start or DEL clears.
+// Where lease or record cannot be cleared the link stays listed, as lost, for
+// the next DEL or GC to clear: an address that nobody is on record for would
+// never be free again.
 func (l *link) remove(ctx context.Context, reason string) error {
 	d, key := l.d, l.key()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
 	d.mu.Lock()
 	l.removing = true
 	d.mu.Unlock()
 	if l.unbind != nil {
 		l.unbind()
 	}
-	var errs []error
+	var slow error
 	if l.sl != nil {
-		errs = append(errs, l.sl.Detach(ctx)) // publications end with it
+		inTime(ctx, func(ctx context.Context) { slow = l.sl.Detach(ctx) }) // publications end with it
 	}
-	if l.net.pool != nil {
-		errs = append(errs, l.net.pool.Release(ctx, linkOwner(key)))
-	}
-	errs = append(errs, d.store.deleteLink(key))
+	err := l.forget(ctx)
 	d.mu.Lock()
-	delete(l.net.links, key)
 	l.net.freeNamesLocked(key)
+	if err == nil {
+		delete(l.net.links, key)
+	} else {
+		l.state, l.removing = control.LinkLost, false
+	}
 	d.mu.Unlock()
 	d.poke()
-	err := errors.Join(errs...)
+	err = errors.Join(slow, err)
 	d.log.Info("link removed", "link", key.String(), "reason", reason, "err", err)
 	return err
+}
+
+// forget releases a link's lease and then deletes its record.
+func (l *link) forget(ctx context.Context) error {
+	var err error
+	if l.net.pool != nil {
+		inTime(ctx, func(ctx context.Context) { err = l.net.pool.Release(ctx, linkOwner(l.key())) })
+	}
+	if err != nil {
+		return err
+	}
+	return l.d.store.deleteLink(l.key())
 }
 
 // link returns the link of a key, or nil.

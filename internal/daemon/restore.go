@@ -14,13 +14,16 @@ import (
 // served. The descriptors of all recorded links went with the process that held
 // them, so no link survives; what is left of them is:
 //
-//   - an intent: the attach never ended, and its caller saw it fail. Forgotten.
-//   - a link of another boot: its container is gone. Forgotten.
-//   - a link of this boot: its container may live, without a network. It is
-//     listed as lost until DEL, GC or a new ADD.
+//   - an intent: the attach never ended, and its caller saw it fail. Forgotten,
+//     as is a link without its lease: a removal that never ended.
+//   - a link of another boot, or of a namespace that is no more: its container
+//     is gone. Forgotten.
+//   - any other link: its container may live, without a network. It is listed as
+//     lost and keeps its addresses until DEL, GC, the end of its namespace, or a
+//     new ADD, which gets the same.
 //
-// Every lease is released: no interface bears its address any more. Quarantine
-// keeps the address from being given out again at once.
+// Leases of all others are released. Quarantine keeps their addresses from being
+// given out again at once.
 func (d *Daemon) restore(ctx context.Context) error {
 	networks, links, err := d.store.load()
 	if err != nil {
@@ -39,11 +42,31 @@ func (d *Daemon) restore(ctx context.Context) error {
 		d.mu.Unlock()
 	}
 	d.refreshRefused()
+	lost := map[ipam.Owner]bool{}
+	var ended []control.LinkKey
+	for _, rec := range links {
+		if !d.survives(rec) {
+			ended = append(ended, rec.key())
+			continue
+		}
+		lost[linkOwner(rec.key())] = true
+		n := d.networks[rec.Network]
+		n.links[rec.key()] = &link{d: d, net: n, rec: rec, now: rec.amendable, state: control.LinkLost}
+	}
+	if len(lost) > 0 {
+		d.log.Warn("links of an earlier daemon are lost: their containers have no network until they are attached anew", "count", len(lost))
+	}
+	return d.forgetEnded(ctx, ended, lost)
+}
+
+// forgetEnded releases the leases of all but the lost links, and then deletes
+// the records of those that have ended, in the order of link.remove.
+func (d *Daemon) forgetEnded(ctx context.Context, ended []control.LinkKey, lost map[ipam.Owner]bool) error {
 	for _, n := range d.networkList() {
 		if n.pool == nil {
 			continue
 		}
-		freed, err := n.pool.Retain(ctx, func(ipam.Owner) bool { return false })
+		freed, err := n.pool.Retain(ctx, func(l ipam.Lease) bool { return lost[l.Owner] })
 		if err != nil {
 			return fmt.Errorf("restore: release leases of network %s: %w", n.rec.Name, err)
 		}
@@ -51,23 +74,9 @@ func (d *Daemon) restore(ctx context.Context) error {
 			d.log.Info("leases of an earlier daemon released", "network", n.rec.Name, "count", len(freed))
 		}
 	}
-	return d.restoreLinks(links)
-}
-
-func (d *Daemon) restoreLinks(links []*linkRecord) error {
 	var errs []error
-	lost := 0
-	for _, rec := range links {
-		n := d.networks[rec.Network]
-		if n == nil || rec.State == control.LinkAttaching || rec.BootID != d.bootID || rec.Ephemeral {
-			errs = append(errs, d.store.deleteLink(rec.key()))
-			continue
-		}
-		lost++
-		n.links[rec.key()] = &link{d: d, net: n, rec: rec, now: rec.amendable, state: control.LinkLost}
-	}
-	if lost > 0 {
-		d.log.Warn("links of an earlier daemon are lost: their containers have no network until they are attached anew", "count", lost)
+	for _, key := range ended {
+		errs = append(errs, d.store.deleteLink(key))
 	}
 	return errors.Join(errs...)
 }

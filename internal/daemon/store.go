@@ -53,6 +53,7 @@ type linkRecord struct {
 	State     control.LinkState     `json:"state"`
 	BootID    string                `json:"bootID"`
 	Netns     uint64                `json:"netns,omitempty"`
+	NetnsPath string                `json:"netnsPath,omitempty"`
 	Owner     string                `json:"owner,omitempty"`
 	Addrs     []netip.Prefix        `json:"addrs,omitempty"`
 	Gateways  []netip.Addr          `json:"gateways,omitempty"`

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// undoTime bounds what is undone after a request has failed or gone.
+// undoTime bounds each step that is undone after a request has failed or gone:
+// a slow one leaves the others their time.
 const undoTime = 10 * time.Second
 
 // undoList is what has been done so far, to be taken back in reverse order
@@ -25,10 +26,15 @@ func (u *undoList) run(ctx context.Context) {
 	if len(u.steps) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
 	for i := len(u.steps) - 1; i >= 0; i-- {
-		u.steps[i](ctx)
+		inTime(ctx, u.steps[i])
 	}
 	u.steps = nil
+}
+
+// inTime runs one step of a removal, which goes on when ctx ends.
+func inTime(ctx context.Context, step func(context.Context)) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	step(ctx)
 }

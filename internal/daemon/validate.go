@@ -5,9 +5,17 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/tunnel"
+)
+
+// maxPath is PATH_MAX less its terminating NUL (linux/limits.h); maxSticky
+// leaves room for a namespace and a pod's name, at their longest, in a lease.
+const (
+	maxPath   = 4095
+	maxSticky = 512
 )
 
 // checkAttach checks everything about a request that can be checked without
@@ -21,6 +29,9 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 	}
 	if req.BootID != "" && req.BootID != d.bootID {
 		return control.Errorf(control.CodeInvalid, "bootID %q is not this machine's boot %q: the caller's and the daemon's machines differ", req.BootID, d.bootID)
+	}
+	if req.NetnsPath != "" && (!strings.HasPrefix(req.NetnsPath, "/") || len(req.NetnsPath) > maxPath || strings.ContainsRune(req.NetnsPath, 0)) {
+		return control.Errorf(control.CodeInvalid, "netnsPath %.60q: want an absolute path of at most %d bytes", req.NetnsPath, maxPath)
 	}
 	if err := checkDevice(req); err != nil {
 		return err
@@ -105,6 +116,12 @@ func checkAttachAddrs(req *control.AttachRequest) error {
 	}
 	if len(req.Gateways) > 0 && len(req.Addrs) == 0 {
 		return control.Errorf(control.CodeInvalid, "gateways %v without addrs: the gateways of ranges are in sets", req.Gateways)
+	}
+	if req.Sticky != "" && len(req.Addrs) > 0 {
+		return control.Errorf(control.CodeInvalid, "sticky %.60q with addrs: addresses leased elsewhere cannot be kept here", req.Sticky)
+	}
+	if len(req.Sticky) > maxSticky || strings.ContainsFunc(req.Sticky, unicode.IsControl) {
+		return control.Errorf(control.CodeInvalid, "sticky %.60q: want a name of at most %d bytes without control characters", req.Sticky, maxSticky)
 	}
 	seen := map[netip.Addr]bool{}
 	for i, a := range req.IPs {

@@ -141,7 +141,7 @@ func (n *Private) Attach(ctx context.Context, tun *os.File, spec LinkSpec) (_ At
 	var undo undo.List
 	defer undo.Run()
 	owner := ipam.Owner(spec.Name + "/" + strconv.FormatUint(n.owners.Add(1), 10))
-	lease, err := n.pool.Acquire(ctx, owner)
+	lease, err := n.pool.Acquire(ctx, ipam.Request{Owner: owner})
 	if err != nil {
 		return nil, err
 	}
