@@ -209,7 +209,7 @@ func (p *podmanBed) do(argv ...string) string {
 // namespace with the container's name at the ports; it returns the namespace.
 func (p *podmanBed) start(name string, ports []string, args ...string) *netns.Handle {
 	p.t.Helper()
-	argv := append([]string{"podman", "run", "-d", "--name", name}, p.parent()...)
+	argv := append([]string{"podman", "run", "-d", "--name", name, "--stop-timeout", "0"}, p.parent()...)
 	argv = append(argv, args...)
 	p.do(append(argv, image, "sleep", "1000")...)
 	return p.answer(name, ports...)

@@ -41,8 +41,8 @@ func TestPodmanRootless(t *testing.T) {
 	p.write("/etc/containers/storage.conf", "[storage]\ndriver = \"vfs\"\n")
 	conf := documentedConf(t, "~/.config/containers/containers.conf")
 	p.write("/home/tester/.config/containers/containers.conf", strings.ReplaceAll(conf, "/home/me/", "/home/tester/"))
-	p.importImage()
 	p.do("usernet", "cni", "install")
+	p.importImage()
 	conflist := p.do("usernet", "cni", "conflist", "--name", "other", "--subnet", "10.85.0.0/24", "--subnet", "fd85::/64")
 	p.write("/home/tester/.config/cni/net.d/other.conflist", conflist)
 

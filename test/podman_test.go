@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
 )
@@ -22,12 +25,11 @@ import (
 func TestPodman(t *testing.T) {
 	p := newPodmanBed(t, "")
 	p.write("/etc/containers/containers.conf", documentedConf(t, "/etc/containers/containers.conf"))
-	p.importImage()
 	p.do("usernet", "cni", "install")
+	p.importImage()
 	p.write("/etc/cni/net.d/other.conflist", p.do("usernet", "cni", "conflist", "--name", "other", "--subnet", "10.85.0.0/24", "--subnet", "fd85::/64"))
 	p.write("/etc/cni/net.d/closed.conflist", p.do("usernet", "cni", "conflist", "--name", "closed", "--subnet", "10.86.0.0/24", "--subnet", "fd86::/64", "--internal"))
-	net := podmanNet{name: "usernet", other: "other", closed: "closed", v4: "10.84.0.", v6: "fd84:7573:6572::"}
-	p.onNetworks(t, net, podmanTests)
+	p.onNetworks(t, podmanNet{name: "usernet", other: "other", closed: "closed", v4: "10.84.0.", v6: "fd84:7573:6572::"}, podmanTests)
 }
 
 // podmanTest is one of the tests of containers.
@@ -44,12 +46,14 @@ var podmanTests = []podmanTest{
 	{"pod", (*podmanBed).testPod},
 	{"internal", (*podmanBed).testInternal},
 	{"build", (*podmanBed).testBuild},
+	{"daemon's death", (*podmanBed).testDaemonsDeath},
 }
 
 // podmanNet is the networks that the tests of podman run on.
 type podmanNet struct {
 	name, other, closed string
 	v4, v6              string // what the addresses of name begin with
+	made                bool   // by podman, for the drop-in names
 }
 
 // onNetworks runs the tests of containers, and looks after each for what it
@@ -174,6 +178,9 @@ func (p *podmanBed) testWishes(n podmanNet) {
 			p.t.Errorf("no address %s in\n%s", want, addrs)
 		}
 	}
+	if out := nstest.Exec(p.t, ns, "ip", "link", "show", "eth0"); strings.Contains(out, "link/ether "+mac) != n.made {
+		p.t.Errorf("the interface of a network that podman made, %v: %s", n.made, out)
+	}
 	got := p.do("podman", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}} {{.MacAddress}} {{.Gateway}}{{end}}", "fixed")
 	if want := fmt.Sprintf("%s77 %s77 %s %s1", n.v4, n.v6, mac, n.v4); got != want {
 		p.t.Errorf("podman inspect: %q, want %q", got, want)
@@ -190,11 +197,11 @@ func (p *podmanBed) testWishes(n podmanNet) {
 func (p *podmanBed) testNames(n podmanNet) {
 	a := p.start("alice", nil, "--network", n.name)
 	p.start("bob", []string{"7000"}, "--network", n.name, "--network-alias", "robert")
-	for _, name := range []string{"bob", "robert"} {
-		out := p.do("podman", "exec", "alice", "nc", "-w", "10", name, "7000")
-		if !strings.HasPrefix(out, "bob ") {
-			p.t.Errorf("%s answers %q", name, out)
-		}
+	if out := p.do("podman", "exec", "alice", "nc", "-w", "10", "bob", "7000"); !strings.HasPrefix(out, "bob ") {
+		p.t.Errorf("bob answers %q", out)
+	}
+	if out := p.do("podman", "run", "--rm", "--network", n.name, image, "nc", "-w", "10", "robert", "7000"); !strings.HasPrefix(out, "bob ") {
+		p.t.Errorf("bob's alias answers %q", out)
 	}
 	link := p.links()["bob "+n.name]
 	for _, addr := range link.Addrs {
@@ -293,8 +300,11 @@ func (p *podmanBed) testInternal(n podmanNet) {
 	echo(p.t, p.outside, "outside", ":7100")
 	a := p.start("alice", nil, "--network", n.closed)
 	p.start("bob", []string{"7000"}, "--network", n.closed)
-	out := p.do("podman", "exec", "alice", "nc", "-w", "10", "bob", "7000")
-	if !strings.HasPrefix(out, "bob ") {
+	bob := "bob"
+	if n.made { // podman gives internal networks no dnsname
+		bob = p.links()["bob "+n.closed].Addrs[0].Addr().String()
+	}
+	if out := p.do("podman", "exec", "alice", "nc", "-w", "10", bob, "7000"); !strings.HasPrefix(out, "bob ") {
 		p.t.Errorf("bob answers %q", out)
 	}
 	for _, address := range []string{"203.0.113.2:7100", "[2001:db8::2]:7100"} {
@@ -327,7 +337,7 @@ func (p *podmanBed) testBuild(n podmanNet) {
 	}
 	good := file("203.0.113.1 2001:db8::1 peer")
 	build := func(tool, dir string) (string, error) {
-		return p.try(tool, "build", "--no-cache", "--network", n.name, "--dns", n.v4+"1", dir)
+		return p.try(tool, "build", "--no-cache", "--layers=false", "--network", n.name, "--dns", n.v4+"1", dir)
 	}
 	for _, tool := range []string{"podman", "buildah"} {
 		if _, err := build(tool, good); err != nil {
@@ -338,4 +348,24 @@ func (p *podmanBed) testBuild(n podmanNet) {
 		p.t.Errorf("a build whose command fails: %s", out)
 	}
 	p.remove("peer")
+}
+
+// testDaemonsDeath has podman give containers their networks again after the
+// daemon, and with it every network, has died.
+func (p *podmanBed) testDaemonsDeath(n podmanNet) {
+	ns := p.start("web", []string{"80"}, "--network", n.name, "-p", "8080:80")
+	before := p.links()["web "+n.name]
+	for _, pid := range p.processes("usernet") {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	nstest.WaitFor(p.t, 10*time.Second, func() bool { return !strings.Contains(nstest.Exec(p.t, ns, "ip", "-o", "link"), "eth0") })
+	p.do("podman", "network", "reload", "--all")
+	after := p.links()["web "+n.name]
+	if after.State != control.LinkAttached || fmt.Sprint(after.Addrs) != fmt.Sprint(before.Addrs) || len(after.Publications) != len(before.Publications) {
+		p.t.Errorf("after the reload: %+v, before: %+v", after, before)
+	}
+	p.answers(p.outside, "tcp", "203.0.113.1:8080", "web", "203.0.113.2")
+	p.remove("web")
 }
