@@ -430,7 +430,7 @@ func (a *adding) moveIn(ctx context.Context) error {
 		return err
 	}
 	if len(configured) == 0 {
-		if err := a.target.Do(func() error { return yieldRoutes(a.made.routes) }); err != nil {
+		if err := a.target.Do(func() error { return yieldRoutes(a.made.routes, a.params.IfName) }); err != nil {
 			return err
 		}
 	}

@@ -33,8 +33,8 @@
 //     leaves nothing.
 //  5. With the namespace locked against other ADDs: the device is moved into the
 //     container, renamed, given addresses and routes, set up, and compared with
-//     what was wanted. A default route of a second network gets a worse metric
-//     than the first's.
+//     what was wanted. Default routes of several networks get metrics by
+//     the number in the interface's name, so that eth0's is the one in use.
 //  6. Commit, then the result is printed in the configuration's version.
 //
 // Every step puts its inverse on an undo list, which runs in reverse when a

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -57,29 +60,59 @@ func flock(target *netns.Handle, how int) error {
 	return nil
 }
 
-// yieldRoutes gives routes of the current namespace's main table that lead
-// where others lead already a worse metric than those have. A container on two
-// networks keeps the default route of its first, as with the reference plugins,
-// and, unlike with those, has the second's when the first goes.
-func yieldRoutes(routes []*types.Route) error {
+// yieldRoutes gives routes of the current namespace's main table metrics that no
+// other route to where they lead has. A container on several networks has the
+// default route of eth0, that of eth1 when the first goes, and so on by the
+// number at the end of the interface's name, whichever was attached first: go-cni
+// attaches all at once. Among equal numbers the first stays.
+func yieldRoutes(routes []*types.Route, ifName string) error {
 	for _, r := range routes {
 		dst, err := prefix(r.Dst)
 		if err != nil {
 			return err
 		}
-		worst, found, err := worstMetric(dst)
+		taken, err := metrics(dst)
 		if err != nil {
 			return fmt.Errorf("list the routes to %v: %w", dst, err)
 		}
-		if found {
-			r.Priority = worst + 1
+		rank := 0
+		if dst.Bits() == 0 {
+			rank = interfaceRank(ifName)
 		}
+		r.Priority = freeMetric(dst, rank, taken)
 	}
 	return nil
 }
 
-// worstMetric returns the highest metric of the main table's routes to dst.
-func worstMetric(dst netip.Prefix) (worst int, found bool, err error) {
+// interfaceRank is the number at the end of a name, 0 without one.
+func interfaceRank(name string) int {
+	const most = 1000 // names are the runtime's
+	n, err := strconv.Atoi(name[len(strings.TrimRight(name, "0123456789")):])
+	if err != nil {
+		return 0
+	}
+	return min(n, most) // fits: names have at most 15 bytes
+}
+
+// freeMetric returns the metric for a route to dst of an interface's rank, with 0
+// for the kernel's own choice.
+func freeMetric(dst netip.Prefix, rank int, taken []int) int {
+	first := 0
+	if dst.Addr().Is6() {
+		first = 1024 // IP6_RT_PRIO_USER
+	}
+	metric := first + rank
+	for slices.Contains(taken, metric) {
+		metric++
+	}
+	if metric == first {
+		return 0
+	}
+	return metric
+}
+
+// metrics returns the metrics of the main table's routes to dst.
+func metrics(dst netip.Prefix) (taken []int, err error) {
 	family, n := netlink.FAMILY_V6, ipNet(dst)
 	if dst.Addr().Is4() {
 		family = netlink.FAMILY_V4
@@ -92,8 +125,8 @@ func worstMetric(dst netip.Prefix) (worst int, found bool, err error) {
 			continue // routes change while we read: somebody else is at work here
 		}
 		for _, r := range routes {
-			worst, found = max(worst, r.Priority), true
+			taken = append(taken, r.Priority)
 		}
-		return worst, found, err
+		return taken, err
 	}
 }

@@ -2,7 +2,10 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,25 +51,46 @@ func TestNetnsLock(t *testing.T) {
 	}
 }
 
-// TestNetnsYieldRoutes: the second default route of a family comes after the
-// first, and a third after that.
+// TestNetnsYieldRoutes: of the default routes the one of eth0 is in use, in
+// whichever order the interfaces come, and those of one number come in order.
 func TestNetnsYieldRoutes(t *testing.T) {
-	ns := nstest.NewNS(t)
-	gw4, gw6 := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd01::1")
-	addrs := []netip.Prefix{netip.MustParsePrefix("10.1.0.2/24"), netip.MustParsePrefix("fd01::2/64")}
-	last4, last6 := -1, -1
-	for _, name := range []string{"eth0", "net1", "net2"} {
-		made := routes(nil, addrs, []netip.Addr{gw4, gw6}, routeUnlessConfigured)
-		nstest.In(t, ns, func() error { return yieldRoutes(made) })
-		if made[0].Priority <= last4 || name != "eth0" && made[1].Priority <= last6 {
-			t.Errorf("%s: metrics %d and %d after %d and %d", name, made[0].Priority, made[1].Priority, last4, last6)
+	for _, order := range [][]string{{"eth0", "net1", "net2"}, {"net2", "net1", "eth0"}, {"net1", "eth0", "net2"}, {"eth0", "net0", "lan"}} {
+		ns := nstest.NewNS(t)
+		metric4, metric6 := map[string]int{}, map[string]int{}
+		for n, name := range order {
+			net4, net6 := netip.MustParsePrefix(fmt.Sprintf("10.1.%d.2/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd0%d::2/64", n))
+			addrs := []netip.Prefix{net4, net6}
+			made := routes(nil, addrs, []netip.Addr{net4.Addr().Prev(), net6.Addr().Prev()}, routeUnlessConfigured)
+			nstest.In(t, ns, func() error { return yieldRoutes(made, name) })
+			metric4[name], metric6[name] = made[0].Priority, made[1].Priority
+			cfg, err := kernelInterface(name, 1500, addrs, made)
+			if err != nil {
+				t.Fatal(err)
+			}
+			nstest.TUN(t, ns, cfg)
 		}
-		last4, last6 = made[0].Priority, made[1].Priority
-		cfg, err := kernelInterface(name, 1500, addrs, made)
-		if err != nil {
-			t.Fatal(err)
+		want := slices.Clone(order)
+		if slices.Contains(order, "net2") {
+			slices.Sort(want)
 		}
-		nstest.TUN(t, ns, cfg)
-		addrs = []netip.Prefix{netip.PrefixFrom(addrs[0].Addr().Next(), 24), netip.PrefixFrom(addrs[1].Addr().Next(), 64)}
+		for n, name := range want {
+			if metric4[name] != n || n > 0 && metric6[name] != 1024+n || n == 0 && metric6[name] != 0 {
+				t.Errorf("attached as %v: metrics %v and %v, want the order %v", order, metric4, metric6, want)
+				break
+			}
+		}
+		for _, outside := range []string{"192.0.2.1", "2001:db8::1"} {
+			if out := nstest.Exec(t, ns, "ip", "route", "get", outside); !strings.Contains(out, "dev eth0 ") {
+				t.Errorf("attached as %v: %s", order, out)
+			}
+		}
+	}
+}
+
+func TestInterfaceRank(t *testing.T) {
+	for name, want := range map[string]int{"eth0": 0, "eth1": 1, "net12": 12, "lan": 0, "7": 7, "a1b": 0, "x99999999999999": 1000, "e2000": 1000} {
+		if got := interfaceRank(name); got != want {
+			t.Errorf("%s: %d, want %d", name, got, want)
+		}
 	}
 }

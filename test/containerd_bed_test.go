@@ -36,7 +36,7 @@ type containerd struct {
 }
 
 // containerdDirs are the directories that are its own.
-var containerdDirs = []string{"/opt/cni/bin", "/etc/cni/net.d", "/run/containerd", "/run/netns", "/var/lib/containerd"}
+var containerdDirs = []string{"/opt/cni/bin", "/etc/cni", "/run/containerd", "/run/netns", "/var/lib/containerd"}
 
 const containerdConfig = `version = 2
 
@@ -51,6 +51,14 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "native"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.two]
+  runtime_type = "io.containerd.runc.v2"
+  cni_conf_dir = "/etc/cni/two.d"
+  cni_max_conf_num = 2
 `
 
 // startContainerd starts containerd with the plugins usernet and loopback and no
@@ -67,6 +75,11 @@ func (b *bed) startContainerd() *containerd {
 			b.t.Fatal(err)
 		}
 		fmt.Fprintf(&script, "mkdir -p %[1]s; mount --bind %[2]s %[1]s\n", dir, own)
+	}
+	for _, dir := range []string{"net.d", "two.d"} {
+		if err := os.Mkdir(c.path("/etc/cni/"+dir), 0o755); err != nil {
+			b.t.Fatal(err)
+		}
 	}
 	config := filepath.Join(c.dir, "config.toml")
 	if err := os.WriteFile(config, []byte(containerdConfig), 0o600); err != nil {
@@ -105,17 +118,15 @@ func (b *bed) startContainerd() *containerd {
 func errorLines(log string) string {
 	var lines strings.Builder
 	for line := range strings.Lines(log) {
-		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=warning") {
+		if !strings.Contains(line, "level=info") && !strings.Contains(line, "cleanup") {
 			lines.WriteString(line)
 		}
 	}
 	return lines.String()
 }
 
-// path is where the test finds one of containerdDirs, or what is below.
-func (c *containerd) path(dir string) string {
-	return filepath.Join(c.dir, strings.ReplaceAll(dir, "/", "_"))
-}
+// path is where the test finds what is below one of containerdDirs.
+func (c *containerd) path(name string) string { return filepath.Join(c.dir, name) }
 
 // install copies a plugin into /opt/cni/bin.
 func (c *containerd) install(file, name string) {
@@ -132,8 +143,14 @@ func (c *containerd) install(file, name string) {
 // waitServing waits until the CRI service answers.
 func (c *containerd) waitServing() {
 	c.t.Helper()
+	var err error
+	c.t.Cleanup(func() {
+		if err != nil {
+			c.t.Logf("the CRI service: %v", err)
+		}
+	})
 	nstest.WaitFor(c.t, 60*time.Second, func() bool {
-		_, err := c.tryCRI("Version", nil)
+		_, err = c.tryCRI("Version", nil)
 		return err == nil
 	})
 }
@@ -176,15 +193,17 @@ func (c *containerd) restart() {
 	c.waitServing()
 }
 
-// conflist makes a list the only network that there is.
-func (c *containerd) conflist(name string, plugins ...keys) {
+// conflist is a configuration list; the network is called as its file without
+// the number.
+type conflist struct {
+	file    string
+	plugins []keys
+}
+
+// conflists makes lists the only networks of a directory.
+func (c *containerd) conflists(dir string, lists ...conflist) {
 	c.t.Helper()
-	text, err := json.MarshalIndent(keys{"cniVersion": "1.0.0", "name": name, "plugins": plugins}, "", "  ")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	dir := c.path("/etc/cni/net.d")
-	old, err := filepath.Glob(filepath.Join(dir, "*.conflist"))
+	old, err := filepath.Glob(filepath.Join(c.path(dir), "*.conflist"))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -193,9 +212,22 @@ func (c *containerd) conflist(name string, plugins ...keys) {
 			c.t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "10-"+name+".conflist"), text, 0o600); err != nil {
-		c.t.Fatal(err)
+	for _, list := range lists {
+		_, name, _ := strings.Cut(list.file, "-")
+		text, err := json.MarshalIndent(keys{"cniVersion": "1.0.0", "name": name, "plugins": list.plugins}, "", "  ")
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(c.path(dir), list.file+".conflist"), text, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
 	}
+}
+
+// usePods makes "pods" the network of all.
+func (c *containerd) usePods() {
+	c.t.Helper()
+	c.conflists("/etc/cni/net.d", conflist{"10-pods", []keys{c.plugin(nil)}})
 }
 
 // ociArchive is an OCI image layout in a tar, with a static busybox as all of

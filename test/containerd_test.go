@@ -13,7 +13,7 @@ func TestContainerd(t *testing.T) {
 	b := newBed(t)
 	serveHTTP(t, b.outside, ":8000")
 	c := b.startContainerd()
-	c.conflist("pods", b.plugin(nil))
+	c.usePods()
 	for _, test := range []struct {
 		name string
 		run  func(*containerd)
@@ -26,6 +26,7 @@ func TestContainerd(t *testing.T) {
 		{"restart", testRestart},
 		{"bandwidth", testBandwidthAnnotations},
 		{"daemon away", testDaemonAway},
+		{"two networks", testTwoNetworks},
 		{"conditions", testConditions},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -71,10 +71,16 @@ func sandboxConfig(name string, more keys) keys {
 // end.
 func (c *containerd) run(name string, more keys) *sandbox {
 	c.t.Helper()
+	return c.runWith("", name, more)
+}
+
+// runWith is run with a runtime handler of containerd's configuration.
+func (c *containerd) runWith(handler, name string, more keys) *sandbox {
+	c.t.Helper()
 	config := sandboxConfig(name, more)
 	s := &sandbox{c: c, name: name}
 	var pod struct{ PodSandboxID string }
-	c.cri("RunPodSandbox", keys{"config": config}, &pod)
+	c.cri("RunPodSandbox", keys{"config": config, "runtimeHandler": handler}, &pod)
 	s.id = pod.PodSandboxID
 	c.t.Cleanup(s.remove)
 	s.ips = s.status().ips

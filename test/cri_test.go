@@ -256,4 +256,36 @@ func testConditions(c *containerd) {
 	if ok, message := ready(); !ok {
 		c.t.Errorf("not ready: %s", message)
 	}
+	c.conflists("/etc/cni/net.d")
+	nstest.WaitFor(c.t, 20*time.Second, func() bool { ok, _ := ready(); return !ok })
+	c.usePods()
+	nstest.WaitFor(c.t, 20*time.Second, func() bool { ok, _ := ready(); return ok })
+}
+
+// testTwoNetworks: containerd attaches a pod to both networks of a runtime
+// handler at once. The pod has the default routes of the first, and reaches
+// both.
+func testTwoNetworks(c *containerd) {
+	red := c.plugin(keys{"ipam": ranges("10.81.0.0/24", "fd81::/64")})
+	c.conflists("/etc/cni/two.d", conflist{"10-pods", []keys{c.plugin(nil)}}, conflist{"20-red", []keys{red}})
+	peer := c.run("peer", nil)
+	peer.serve("80")
+	for n := range 3 { // either network may be the first
+		both := c.runWith("two", "both"+strconv.Itoa(n), nil)
+		for family, flag := range []string{"-4", "-6"} {
+			wantReply(c, both.get(peer.ips[family], "80"), "peer", both.ips[family])
+			outside := []string{"203.0.113.2", "2001:db8::2"}[family]
+			if out := both.exec("ip", flag, "route", "get", outside); !strings.Contains(out, " dev eth0 ") {
+				c.t.Errorf("the route to the outside is not that of the first network: %s", out)
+			}
+			if out := both.exec("get", outside, "8000"); !strings.Contains(out, []string{"203.0.113.1", "2001:db8::1"}[family]) {
+				c.t.Errorf("%s answered %q", outside, out)
+			}
+		}
+		both.exec("ping", "-c1", "-W5", "10.81.0.1")
+		if got := len(c.links()); got != 3 {
+			c.t.Errorf("%d links, want 3", got)
+		}
+		both.remove()
+	}
 }
