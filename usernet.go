@@ -228,7 +228,7 @@ type NetworkConfig struct {
 	// NoIPv6 leaves IPv6 out.
 	NoIPv6 bool
 
-	// MTU of the commands' interfaces in bytes. Zero: 1500.
+	// MTU of the commands' interfaces in bytes. Zero: 65520.
 	MTU int
 
 	// Internal cuts the network off from everything but its own commands.

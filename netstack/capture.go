@@ -6,7 +6,9 @@ import (
 	"time"
 )
 
-// CapturedPacket is one packet seen at a link. It may be a superframe, as the
+// CapturedPacket is one packet seen at a link, in the order in which the two
+// ends can have seen it: before it is written to the container, or after it was
+// read. It may be a superframe, as the
 // container's kernel made or takes it; its transport checksum may be left for
 // the kernel to complete.
 type CapturedPacket struct {

@@ -33,6 +33,9 @@ type end struct {
 
 const testTimeout = 5 * time.Second
 
+// testMTU is small, so that tests meet fragments and segments.
+const testMTU = 1500
+
 func newHarness(t *testing.T, change func(*Config)) *harness {
 	t.Helper()
 	cfg := Config{
@@ -41,6 +44,7 @@ func newHarness(t *testing.T, change func(*Config)) *harness {
 			netip.MustParsePrefix("10.88.0.1/24"), netip.MustParsePrefix("fd00:88::1/64"),
 		},
 		DNS: DNSConfig{ResolvConf: os.DevNull},
+		MTU: testMTU,
 	}
 	if change != nil {
 		change(&cfg)
@@ -60,7 +64,7 @@ func newHarness(t *testing.T, change func(*Config)) *harness {
 // attach joins a container with the n-th addresses of the network.
 func (h *harness) attach(name string, n byte, change func(*LinkConfig)) *end {
 	h.t.Helper()
-	a, b := tunneltest.Pair(DefaultMTU)
+	a, b := tunneltest.Pair(testMTU)
 	e := &end{
 		t: h.t, dev: b, got: make(chan []byte, 64),
 		v4: netip.AddrFrom4([4]byte{10, 88, 0, n}),

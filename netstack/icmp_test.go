@@ -83,7 +83,7 @@ func TestFragmentLimit(t *testing.T) {
 	a := h.attach("a", 2, nil)
 	first := func(id uint32) {
 		n := 0
-		err := packet.Fragments(a.ping(true, 1, make([]byte, 2000)), DefaultMTU, id, func(frag []byte) error {
+		err := packet.Fragments(a.ping(true, 1, make([]byte, 2000)), 1500, id, func(frag []byte) error {
 			if n++; n == 1 {
 				a.send(frag)
 			}
@@ -117,7 +117,7 @@ func TestFragmentTimeout(t *testing.T) {
 		a := h.attach("a", 2, nil)
 		pkt := a.ping(v4, 1, make([]byte, 2000))
 		sent := false
-		err := packet.Fragments(pkt, DefaultMTU, 9, func(frag []byte) error {
+		err := packet.Fragments(pkt, 1500, 9, func(frag []byte) error {
 			if !sent {
 				a.send(frag)
 			}

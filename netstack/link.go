@@ -38,7 +38,8 @@ type LinkConfig struct {
 
 	// Bandwidth limits what the link carries. Packets from the container wait
 	// in its own queue; of those to the container 0.1 s worth wait, more are
-	// dropped. Zero: no limit.
+	// dropped. A limited link should have an MTU of at most LimitedMTU. Zero: no
+	// limit.
 	Bandwidth Bandwidth
 }
 
@@ -231,15 +232,17 @@ func (l *Link) send(bufs [][]byte) {
 	}
 }
 
-// write writes a frame whose packet has n bytes to the device.
+// write writes a frame whose packet has n bytes to the device. Captures see it
+// first: once it is written the container may answer, and even end, before this
+// goroutine runs again.
 func (l *Link) write(bufs [][]byte, n int) {
+	l.captures.see(false, bufs, tunnel.HeaderLen)
 	if err := l.dev.WriteFrame(bufs); err != nil {
 		l.drop(dropForDevice(err))
 		return
 	}
 	l.counters.packets[toContainer].Add(1)
 	l.counters.bytes[toContainer].Add(uint64(n))
-	l.captures.see(false, bufs, tunnel.HeaderLen)
 }
 
 // zeroHeader is the virtio header of a packet with nothing left to do.

@@ -48,6 +48,10 @@ func newPair(t *testing.T, kinds [2]device, limits ...netstack.Bandwidth) *pair 
 		}
 	})
 	p := &pair{s: s}
+	mtu := netstack.DefaultMTU
+	if len(limits) > 0 {
+		mtu = netstack.LimitedMTU
+	}
 	for i, open := range kinds {
 		addrs := [2]netip.Addr{container4, container6}
 		if i == 1 {
@@ -55,14 +59,14 @@ func newPair(t *testing.T, kinds [2]device, limits ...netstack.Bandwidth) *pair 
 		}
 		p.ns[i], p.addrs[i] = nstest.NewNS(t), addrs
 		dev := open(t, p.ns[i], netns.Interface{
-			Name: "eth0", MTU: netstack.DefaultMTU,
+			Name: "eth0", MTU: mtu,
 			Addrs: []netip.Prefix{netip.PrefixFrom(addrs[0], 24), netip.PrefixFrom(addrs[1], 64)},
 			Routes: []netns.Route{
 				{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: gateway4},
 				{Dst: netip.MustParsePrefix("::/0"), Gateway: gateway6},
 			},
 		})
-		cfg := netstack.LinkConfig{Name: [2]string{"a", "b"}[i], Addrs: addrs[:]}
+		cfg := netstack.LinkConfig{Name: [2]string{"a", "b"}[i], Addrs: addrs[:], MTU: mtu}
 		if len(limits) > i {
 			cfg.Bandwidth = limits[i]
 		}

@@ -94,7 +94,7 @@ func newOutsideWorld(t *testing.T, change func(*Config)) *outsideWorld {
 	}
 	sysctl(t, host, "net.ipv4.ping_group_range", "0 2147483647")
 	w.harness = newHarness(t, change)
-	w.c = w.container("c", 2, DefaultMTU)
+	w.c = w.container("c", 2, testMTU)
 	// The kernel begins to use a new interface for IPv6 on a work queue of its
 	// own, which on a busy machine takes its time.
 	for _, v4 := range []bool{true, false} {
@@ -417,7 +417,7 @@ func TestNetnsDig(t *testing.T) {
 		return
 	}
 	w := newOutsideWorld(t, func(c *Config) { c.DNS.Upstreams = []netip.AddrPort{upstreamDNS(t, everyName)} })
-	w.container("web", 3, DefaultMTU)
+	w.container("web", 3, testMTU)
 	for _, gateway := range []string{"10.88.0.1", "fd00:88::1"} {
 		for _, tt := range []struct{ args, want string }{
 			{"web.usernet.internal A", "10.88.0.3"},

@@ -164,8 +164,8 @@ func TestPublishUDPBigDatagram(t *testing.T) {
 	got := 0
 	for got < len(sent) {
 		_, frag := a.receive()
-		if len(frag) > DefaultMTU {
-			t.Fatalf("%d bytes on a link of %d", len(frag), DefaultMTU)
+		if len(frag) > testMTU {
+			t.Fatalf("%d bytes on a link of %d", len(frag), testMTU)
 		}
 		in := parse(t, frag)
 		got += len(frag) - in.L4

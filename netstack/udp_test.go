@@ -91,7 +91,7 @@ func TestUDPFragmentsBothWays(t *testing.T) {
 		a := h.attach("a", 2, nil)
 		src, dst := ap(a.addr(v4), 5000), ap(h.s.gateway(v4), target.Port())
 		payload := bytes.Repeat([]byte("0123456789"), 900)
-		err := packet.Fragments(udpPacket(src, dst, 64, payload), DefaultMTU, 77, func(frag []byte) error {
+		err := packet.Fragments(udpPacket(src, dst, 64, payload), testMTU, 77, func(frag []byte) error {
 			a.send(frag)
 			return nil
 		})
@@ -102,7 +102,7 @@ func TestUDPFragmentsBothWays(t *testing.T) {
 		var whole []byte
 		for whole == nil {
 			_, frag := a.receive()
-			if len(frag) > DefaultMTU {
+			if len(frag) > testMTU {
 				t.Fatalf("fragment of %d bytes", len(frag))
 			}
 			hdr := parse(t, frag)

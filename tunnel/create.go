@@ -15,8 +15,10 @@ import (
 // cloneDevice is where the kernel hands out TUN descriptors.
 const cloneDevice = "/dev/net/tun"
 
-// DefaultMTU is the MTU of a device created with Options.MTU zero, in bytes.
-const DefaultMTU = 1500
+// DefaultMTU is the MTU of a device created with Options.MTU zero, in bytes: the
+// largest multiple of 16 that leaves room for the headers around an IP packet
+// in 64 KiB.
+const DefaultMTU = 65520
 
 // DefaultQueueLen is the transmit queue of a device created with
 // Options.QueueLen zero, in frames, as an Ethernet device has it. With the 500

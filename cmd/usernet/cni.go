@@ -72,7 +72,7 @@ func (f *conflistFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.name, "name", "usernet", "the network's `NAME`")
 	flags.StringArrayVar(&f.subnets, "subnet", []string{"10.84.0.0/16", "fd84:7573:6572::/64"}, "`SUBNET` of the network, once per family")
 	flags.StringVar(&f.device, "device", "", "what containers get: \"tun\", IP packets, or \"tap\", Ethernet with a real MAC address (default tun)")
-	flags.IntVar(&f.mtu, "mtu", 0, "MTU in `BYTES` (default 1500)")
+	flags.IntVar(&f.mtu, "mtu", 0, "MTU in `BYTES` (default 65520)")
 	flags.BoolVar(&f.internal, "internal", false, "no way out: only the network's own containers")
 }
 

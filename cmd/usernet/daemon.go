@@ -90,6 +90,7 @@ func (a *app) runDaemon(ctx context.Context, config daemon.Config) error {
 		return err
 	}
 	config.Listener = listener
+	a.leaveCPUs()
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	defer stop()

@@ -109,7 +109,7 @@ of each family; with it, the network has the families that are given.`,
 	})
 	flags := cmd.Flags()
 	flags.StringArrayVar(&subnets, "subnet", nil, "`SUBNET` of the network, once per family")
-	flags.IntVar(&mtu, "mtu", 0, "MTU in `BYTES` (default 1500)")
+	flags.IntVar(&mtu, "mtu", 0, "MTU in `BYTES` (default 65520)")
 	flags.BoolVar(&internal, "internal", false, "no way out: only the network's own containers")
 	flags.StringArrayVar(&services, "host-service", nil, "open `NAME=HOST:PORT` of this machine; repeatable")
 	flags.StringArrayVar(&allow, "allow", nil, "allow `PREFIX` that is refused by default (never the loopback); repeatable")

@@ -84,7 +84,7 @@ func (a *app) runCommand() *cobra.Command {
 	flags.StringArrayVar(&f.subnets, "subnet", nil, "`SUBNET` of the network, IPv4 or IPv6; once per family (default 10.83.0.0/24 or near, fd83:7573:6572::/64)")
 	flags.StringArrayVar(&f.dns, "dns", nil, "resolver `ADDRESS[:PORT]` to ask instead of the machine's; repeatable")
 	flags.StringArrayVar(&f.addHosts, "add-host", nil, "add `NAME:ADDRESS` to CMD's hosts file and resolver; repeatable")
-	flags.IntVar(&f.mtu, "mtu", 0, "MTU of CMD's interface in `BYTES` (default 1500)")
+	flags.IntVar(&f.mtu, "mtu", 0, "MTU of CMD's interface in `BYTES` (default 65520)")
 	flags.BoolVar(&f.noIPv6, "no-ipv6", false, "leave IPv6 out")
 	flags.StringArrayVar(&f.hostServices, "host-service", nil, "open `NAME=HOST:PORT` of this machine to CMD, as NAME:PORT; repeatable. The only way to the loopback")
 	flags.StringVar(&f.pcap, "pcap", "", "write CMD's packets to `FILE` as pcapng, for wireshark")
@@ -101,6 +101,7 @@ func (a *app) runSandbox(ctx context.Context, cmd *cobra.Command, f *runFlags, a
 	if err != nil {
 		return &statusError{sandbox.ExitFailure, err}
 	}
+	a.leaveCPUs()
 	r := &runner{app: a, flags: f, log: slog.New(slog.DiscardHandler), started: time.Now()}
 	if f.verbose {
 		r.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -232,7 +232,7 @@ type CreateNetworkRequest struct {
 	Name         string         `json:"name"`
 	Sets         [][]Range      `json:"sets,omitempty"`
 	Subnets      []netip.Prefix `json:"subnets,omitempty"` // short for one set of one whole subnet each; not together with Sets
-	MTU          int            `json:"mtu,omitempty"`     // bytes; 0: 1500
+	MTU          int            `json:"mtu,omitempty"`     // bytes; 0: 65520
 	Internal     bool           `json:"internal,omitempty"`
 	HostServices []HostService  `json:"hostServices,omitempty"`
 	Allow        []netip.Prefix `json:"allow,omitempty"` // opened although refused by default (never loopback)

@@ -136,6 +136,9 @@ func (a *attaching) intent(context.Context) error {
 	}
 	if a.l.rec.MTU == 0 {
 		a.l.rec.MTU = a.n.rec.MTU
+		if req.Bandwidth != nil {
+			a.l.rec.MTU = min(a.l.rec.MTU, netstack.LimitedMTU)
+		}
 	}
 	key := req.Key()
 	a.lost = a.d.link(key)

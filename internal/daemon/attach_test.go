@@ -19,13 +19,26 @@ import (
 	"github.com/usernet/usernet/internal/nstest"
 )
 
+// TestNetnsLimitedLinkHasSmallPackets: TCP cannot pace packets of 64 KiB at a
+// low rate; who asks for an MTU gets it all the same.
+func TestNetnsLimitedLinkHasSmallPackets(t *testing.T) {
+	r := start(t, testConfig(t))
+	for mtu, want := range map[int]int{0: 1500, 9000: 9000} {
+		req := request(fmt.Sprintf("box-%d", mtu))
+		req.MTU, req.Bandwidth = mtu, &control.Bandwidth{ToContainer: control.Rate{BitsPerSecond: 5e6}}
+		if a := attach(t, r.Client, req); a.reply.MTU != want {
+			t.Errorf("MTU %d asked for: %d, want %d", mtu, a.reply.MTU, want)
+		}
+	}
+}
+
 func TestNetnsAttachGivesNetwork(t *testing.T) {
 	r := start(t, testConfig(t))
 	a := attach(t, r.Client, request("box-a"))
 	req := request("box-b")
 	req.Hostname, req.Aliases = "web", []string{"www"}
 	b := attach(t, r.Client, req)
-	if got := fmt.Sprint(a.reply.Addrs, a.reply.Gateways, a.reply.MTU); got != "[10.9.0.2/24 fd09::2/64] [10.9.0.1 fd09::1] 1500" {
+	if got := fmt.Sprint(a.reply.Addrs, a.reply.Gateways, a.reply.MTU); got != "[10.9.0.2/24 fd09::2/64] [10.9.0.1 fd09::1] 65520" {
 		t.Errorf("reply %s", got)
 	}
 	if got := fmt.Sprint(a.reply.DNS); got != "{[10.9.0.1 fd09::1]  [usernet.internal] []}" {

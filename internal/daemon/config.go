@@ -128,7 +128,7 @@ type NetworkConfig struct {
 	Subnets      []netip.Prefix        `json:"subnets"`  // at most one per family
 	Gateways     []netip.Addr          `json:"gateways"` // one per family at most; zero: each subnet's first address
 	Sets         [][]control.Range     `json:"sets"`     // instead of Subnets and Gateways: ranges as host-local has them
-	MTU          int                   `json:"mtu"`      // bytes; zero: 1500
+	MTU          int                   `json:"mtu"`      // bytes; zero: 65520
 	Internal     bool                  `json:"internal"` // no egress
 	HostServices []control.HostService `json:"hostServices"`
 	Allow        []netip.Prefix        `json:"allow"` // opened although refused by default; never loopback

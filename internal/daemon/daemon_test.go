@@ -37,8 +37,8 @@ func TestNetworksComeAndGo(t *testing.T) {
 	if web.Pool.Free < 1<<62 || web.Pool.Leased != 0 || web.Pool.Exhausted {
 		t.Errorf("usage %+v of an empty network", web.Pool)
 	}
-	if web.MTU != 1500 || web.Source != control.SourceAPI {
-		t.Errorf("MTU %d source %s, want 1500 api", web.MTU, web.Source)
+	if web.MTU != 65520 || web.Source != control.SourceAPI {
+		t.Errorf("MTU %d source %s, want 65520 api", web.MTU, web.Source)
 	}
 	chosen, err := r.CreateNetwork(ctx, control.CreateNetworkRequest{Name: "chosen"})
 	if err != nil {

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -67,7 +68,9 @@ func (j *job) configure(cfg Interface) error {
 	if err := awaitIPv6(link, cfg.Addrs); err != nil {
 		return err
 	}
+	mtu := cmp.Or(cfg.MTU, link.Attrs().MTU)
 	for _, r := range cfg.Routes {
+		r.MTU = r.mtu(mtu)
 		if err := j.addRoute(link, r); err != nil {
 			return err
 		}

@@ -35,6 +35,32 @@ func TestNetnsFirstDefaultRouteStays(t *testing.T) {
 	}
 }
 
+// TestNetnsRoutesOutsideHaveEthernetsMTU: what leaves the network is cut to
+// 1,500 bytes by the container, unless a route says otherwise.
+func TestNetnsRoutesOutsideHaveEthernetsMTU(t *testing.T) {
+	ns := nstest.NewNS(t)
+	newTUN(t, ns, "eth0")
+	cfg := containerInterface()
+	gateway4, gateway6 := netip.MustParseAddr("10.88.0.1"), netip.MustParseAddr("fd88::1")
+	cfg.MTU = 9000
+	cfg.Routes = []netns.Route{
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: gateway4},
+		{Dst: netip.MustParsePrefix("::/0"), Gateway: gateway6},
+		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Gateway: gateway4, MTU: 9000},
+	}
+	nstest.In(t, ns, func() error { return netns.Configure(cfg) })
+	for dst, mtu := range map[string]string{
+		"203.0.113.1": "mtu 1500", "2001:db8::1": "mtu 1500", // by the default routes
+		"198.51.100.1": "mtu 9000",
+		"10.88.0.9":    "", "fd88::9": "", // neighbours: the interface's
+	} {
+		have := nstest.Exec(t, ns, "ip", "route", "get", dst)
+		if !strings.Contains(have, mtu) || mtu == "" && strings.Contains(have, "mtu") {
+			t.Errorf("ip route get %s: want %q in\n%s", dst, mtu, have)
+		}
+	}
+}
+
 func TestNetnsVerifyNamesWhatIsMissing(t *testing.T) {
 	ns := nstest.NewNS(t)
 	newTUN(t, ns, "eth0")

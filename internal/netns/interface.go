@@ -37,8 +37,10 @@ type Route struct {
 	// Gateway is the next hop; it need not be in a subnet of the interface.
 	// Zero: none, the destination is on the link.
 	Gateway netip.Addr
-	// MTU and AdvMSS in bytes; 0 leaves the kernel's defaults.
-	MTU, AdvMSS int
+	// MTU in bytes; 0 is the interface's, but at most 1,500 through a Gateway.
+	MTU int
+	// AdvMSS in bytes; 0 leaves the kernel's default.
+	AdvMSS int
 	// Priority is the metric; 0 means the kernel's default (0 for IPv4, 1024
 	// for IPv6).
 	Priority int
@@ -74,6 +76,21 @@ const (
 	minMTU6 = 1280
 	maxMTU  = 65535
 )
+
+// outsideMTU is what a packet that leaves the network can count on, in bytes.
+const outsideMTU = 1500
+
+// mtu is the MTU to give the route through an interface of a given one; 0 for
+// the interface's. A large MTU is for the network's own links: a datagram that
+// goes further is best cut to Ethernet's size by the container's kernel, which
+// then need not learn of the path by losing its first (RFC 1191 §3, RFC 8201
+// §4).
+func (r Route) mtu(iface int) int {
+	if r.MTU == 0 && r.Gateway.IsValid() && iface > outsideMTU {
+		return outsideMTU
+	}
+	return r.MTU
+}
 
 // Validate reports everything that is wrong with i; the error matches
 // [ErrInvalid].
