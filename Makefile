@@ -57,7 +57,7 @@ runtimes: $(CNITOOL) $(CLIENTS) ## Ring 3: built binaries with real runtimes and
 .PHONY: lint
 lint: $(GOLANGCI) ## Format, vet, static checks
 	@for f in .ci/*; do bash -n "$$f"; done
-	@$(GOLANGCI) run --timeout 10m $(PKGS)
+	@$(GOLANGCI) run --allow-parallel-runners --timeout 10m $(PKGS)
 	@$(GO) -C test/clients vet ./...
 
 .PHONY: fuzz-smoke
