@@ -45,6 +45,11 @@ func forwarder(tb testing.TB, payload int) (*Switch, *Link, *frame, int) {
 		hdr.GSOType, hdr.GSOSize = tunnel.GSONone, 0
 	}
 	f := new(frame)
+	return s, links[0], f, fill(f, hdr, pkt)
+}
+
+// fill puts a packet where a read would, and returns the frame's length.
+func fill(f *frame, hdr tunnel.Header, pkt []byte) int {
 	raw := make([]byte, tunnel.HeaderLen, tunnel.HeaderLen+len(pkt))
 	hdr.Encode(raw)
 	raw = append(raw, pkt...)
@@ -52,7 +57,7 @@ func forwarder(tb testing.TB, payload int) (*Switch, *Link, *frame, int) {
 	for _, b := range f.prepare() {
 		rest = rest[copy(b, rest):]
 	}
-	return s, links[0], f, len(raw)
+	return len(raw)
 }
 
 // forwardOnce does what the reader does with a frame, the read aside.
@@ -78,6 +83,54 @@ func TestForwardingDoesNotAllocate(t *testing.T) {
 		if d := l.Stats().Drops; len(d) != 0 {
 			t.Errorf("drops %v", d)
 		}
+	}
+}
+
+// hostForwarder is forwarder with a host link: the frame is the first link's
+// answer in one of several flows of the host's.
+func hostForwarder(tb testing.TB, payload, flows int) (*Switch, *Link, *frame, int) {
+	s, l, f, _ := forwarder(tb, payload)
+	host, err := s.AttachHost(newSink(), HostLinkConfig{Name: "host"})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var question frame
+	for i := range flows {
+		n := fill(&question, tunnel.Header{}, tcpPacket(ap(s.gateway4, uint16(40000+i)), ap(l.addrs[0], 80), packet.FlagACK))
+		if reason := question.decode(n); reason != dropNone {
+			tb.Fatal(reason)
+		}
+		s.fromHost(host, &question)
+	}
+	hdr, pkt := tcpSuperframe(ap(l.addrs[0], 80), ap(s.gateway4, 40000), make([]byte, payload), 1400)
+	if payload <= 1400 {
+		hdr.GSOType, hdr.GSOSize = tunnel.GSONone, 0
+	}
+	return s, l, f, fill(f, hdr, pkt)
+}
+
+func TestForwardingToTheHostDoesNotAllocate(t *testing.T) {
+	for _, payload := range []int{1, 60000} {
+		s, l, f, n := hostForwarder(t, payload, 1)
+		if allocs := testing.AllocsPerRun(1000, func() { forwardOnce(t, s, l, f, n) }); allocs != 0 {
+			t.Errorf("%v allocations per frame of %d bytes", allocs, n)
+		}
+		if d := l.Stats().Drops; len(d) != 0 {
+			t.Errorf("drops %v", d)
+		}
+	}
+}
+
+func BenchmarkForwardToHost(b *testing.B) {
+	for name, payload := range map[string]int{"small": 1, "superframe": 60000} {
+		b.Run(name, func(b *testing.B) {
+			s, l, f, n := hostForwarder(b, payload, 1000)
+			b.SetBytes(int64(n - tunnel.HeaderLen))
+			b.ReportAllocs()
+			for b.Loop() {
+				forwardOnce(b, s, l, f, n)
+			}
+		})
 	}
 }
 

@@ -46,15 +46,30 @@
 // A client of a publication is dialled through from its own address, so that
 // the container sees who calls.
 //
+// # Host links
+//
+// [Switch.AttachHost] joins a device in a namespace of the host's, so that the
+// host itself reaches the containers at their addresses. The host has the
+// gateway's addresses there, as on a kernel bridge. A packet from the host opens
+// a flow; a packet from a container that answers one of those flows, or is an
+// ICMP error about one, goes to the host; every other is judged as if there were
+// no host link. So containers can open nothing to the host by it, and what the
+// gateway serves itself (names, host services, publications for clients on
+// loopback) it serves beside the host: an address and port of the gateway belong
+// to one flow toward a container, the host's or the switch's, and whoever comes
+// second gets an error at once (DropFlowTaken). Fragmented answers are put
+// together before they are judged. Between host and container no hop limit is
+// decremented: they are neighbours.
+//
 // # Bounds
 //
 // [Limits] bound every table per link, so one container can exhaust only
 // itself. The stack's sockets are bounded by TCPFlows and by the buffer
-// maxima in stack.go.
+// maxima in stack.go. A host link holds at most 65,536 flows.
 //
 // # Goroutines
 //
-// One reader per link; gVisor's TCP processors, one per CPU; two pumps per
+// One reader per link, host links included; gVisor's TCP processors, one per CPU; two pumps per
 // NATed TCP flow; one reader per UDP mapping and per ping socket; one acceptor
 // per publication; a sweeper that runs only while it has something to sweep.
 // Each is a named method, started by what it belongs to and waited for by what

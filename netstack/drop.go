@@ -57,6 +57,7 @@ const (
 	DropStack                      // the TCP stack took it no further
 	DropRepeatedSYN                // SYN of a connection whose host side is being dialled
 	DropBandwidth                  // would have to wait too long for the link's rate
+	DropFlowTaken                  // the switch and a host would have one flow of the same addresses and ports
 	numDropReasons
 )
 
@@ -73,7 +74,7 @@ var dropNames = [numDropReasons]string{
 	DropUnsolicited: "unsolicited", DropHostSend: "host_send", DropDeviceFull: "device_full",
 	DropDeviceGone: "device_gone", DropDeviceDown: "device_down", DropDeviceFrame: "device_frame",
 	DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
-	DropRepeatedSYN: "repeated_syn", DropBandwidth: "bandwidth",
+	DropRepeatedSYN: "repeated_syn", DropBandwidth: "bandwidth", DropFlowTaken: "flow_taken",
 }
 
 // maxDropReasons bounds the counters of a link: the switch's own reasons and

@@ -105,3 +105,24 @@ func ExampleSwitch_Attach() {
 		log.Print(err)
 	}
 }
+
+// The host reaches containers at their addresses through a device of its own; it
+// has the gateway's addresses there.
+func ExampleSwitch_AttachHost() {
+	network, err := netstack.New(netstack.Config{Gateways: []netip.Prefix{netip.MustParsePrefix("10.88.0.1/24")}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer network.Close()
+
+	// In earnest: a TUN in the host's namespace with the address 10.88.0.1/24.
+	device, kernel := tunneltest.Pair(netstack.DefaultMTU)
+	defer kernel.Close()
+	host, err := network.AttachHost(device, netstack.HostLinkConfig{Name: "host"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(host.Addrs(), len(network.HostLinks()), len(network.Links()))
+	// Output:
+	// [10.88.0.1] 1 0
+}

@@ -19,6 +19,7 @@ const (
 	FlowIngress FlowDirection = "ingress" // host client to a publication
 	FlowPeer    FlowDirection = "peer"    // link to link
 	FlowService FlowDirection = "service" // container to the gateway: DNS, host services
+	FlowHost    FlowDirection = "host"    // the host itself to a container, by a host link
 )
 
 // FlowVerdict says what became of a flow.
@@ -121,7 +122,10 @@ func (f *flow) snapshot() Flow {
 		FromContainer: Traffic{f.packets[fromContainer].Load(), f.bytes[fromContainer].Load()},
 		ToContainer:   Traffic{f.packets[toContainer].Load(), f.bytes[toContainer].Load()},
 	}
-	if s.peer != nil {
+	switch {
+	case s.direction == FlowHost: // the origin is no container
+		out.Link, out.FromContainer, out.ToContainer = s.peer.name, out.ToContainer, out.FromContainer
+	case s.peer != nil:
 		out.Peer = s.peer.name
 	}
 	if s.target.IsValid() && s.target != s.destination {
@@ -153,6 +157,10 @@ type flowTable struct {
 	network string
 	onFlow  func(Flow)
 	nextID  atomic.Uint64
+
+	// hostFlows counts those of peers that hosts have opened: without any, no
+	// packet needs to be looked up.
+	hostFlows atomic.Int64
 
 	mu    sync.RWMutex // guards what follows
 	live  map[*flow]struct{}
@@ -248,12 +256,16 @@ func (t *flowTable) lookupPeer(k peerKey) (*flow, direction) {
 func (t *flowTable) openPeer(k peerKey, spec flowSpec) *flow {
 	f := t.open(spec)
 	t.mu.Lock()
+	t.addPeerLocked(k, f)
+	t.mu.Unlock()
+	return f
+}
+
+func (t *flowTable) addPeerLocked(k peerKey, f *flow) {
 	t.peers[k] = f
 	if t.timer == nil && !t.done {
 		t.timer = time.AfterFunc(sweepInterval, t.sweep)
 	}
-	t.mu.Unlock()
-	return f
 }
 
 // Peer flows have no socket whose end could be seen, so a sweeper ends them:
@@ -263,7 +275,7 @@ const (
 	sweepInterval   = 5 * time.Second
 	peerIdleUnclear = 30 * time.Second  // unreplied, and everything but TCP and UDP
 	peerIdleUDP     = 180 * time.Second // RFC 4787 REQ-5 asks for two minutes
-	peerIdleTCP     = 2 * time.Hour     // as RFC 5382 REQ-5
+	peerIdleTCP     = 124 * time.Minute // RFC 5382 REQ-5: longer than keepalive's two hours
 )
 
 // sweep ends the peer flows that are over. The timer runs it; stop ends it.
@@ -282,8 +294,7 @@ func (t *flowTable) sweep() {
 	}
 	t.mu.Unlock()
 	for _, f := range over {
-		f.spec.link.peerFlows.Add(-1)
-		f.close(f.endCause())
+		f.peerOver(f.endCause())
 	}
 }
 
@@ -332,8 +343,7 @@ func (t *flowTable) dropLink(l *Link) {
 	}
 	t.mu.Unlock()
 	for _, f := range over {
-		f.spec.link.peerFlows.Add(-1)
-		f.close("link detached")
+		f.peerOver("link detached")
 	}
 }
 

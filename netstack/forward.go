@@ -28,6 +28,9 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 			return
 		}
 	}
+	if s.flows.hostFlows.Load() != 0 && s.toHost(l, f) {
+		return
+	}
 	if f.pkt.Proto == packet.ProtoTCP && f.pkt.TCPFlags&(packet.FlagSYN|packet.FlagACK) != packet.FlagSYN {
 		// Policy was asked when the flow began, be it here or at a publication;
 		// what belongs to no flow is reset by the stack.

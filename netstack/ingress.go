@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -196,6 +197,11 @@ func (in *ingress) dial(ctx context.Context, source, target netip.AddrPort, queu
 	if err := in.t.add(in.link, in.key, in); err != nil {
 		ep.Close()
 		return nil, err
+	}
+	if in.t.s.flows.host(peerKey{packet.ProtoTCP, in.key.far, in.key.container}) != nil {
+		ep.Close()
+		in.t.ended(in.link, in.key, in)
+		return nil, syscall.EADDRINUSE // the container's answers would reach a host link
 	}
 	if err := in.handshake(ctx, ep, target, queue); err != nil {
 		ep.Abort()

@@ -56,6 +56,8 @@ type Link struct {
 	bandwidth Bandwidth              // Switch.mu guards it
 	pacer     bucketSlot             // the reader's
 	shaper    atomic.Pointer[shaper] // of packets to the container; nil: never limited
+	host      bool                   // it is the host's own, see AttachHost
+	forward   bool                   // of a host link: HostLinkConfig.Forward
 
 	newFlows   *rate.Limiter
 	icmpErrors *rate.Limiter
@@ -211,6 +213,10 @@ func (l *Link) readLoop() {
 		l.counters.packets[fromContainer].Add(1)
 		l.counters.bytes[fromContainer].Add(uint64(f.pkt.Len))
 		l.captures.see(true, f.bufs, 0)
+		if l.host {
+			l.s.fromHost(l, &f)
+			continue
+		}
 		l.s.fromContainer(l, &f)
 	}
 }
@@ -294,7 +300,7 @@ func (l *Link) sendICMPError(orig []byte, kind packet.ErrorKind, from netip.Addr
 		return
 	}
 	if !from.IsValid() {
-		from = l.s.gateway(orig[0]>>4 == 4)
+		from = l.errorSource(orig)
 	}
 	if !from.IsValid() {
 		return

@@ -53,6 +53,10 @@ func (s *Switch) Stats() Stats {
 		counters = append(counters, &l.counters)
 		addDeviceDrops(l.dev, st.Drops)
 	}
+	for _, l := range s.HostLinks() {
+		l.counters.drops.snapshot(st.Drops) // their traffic counts at the containers' links
+		addDeviceDrops(l.dev, st.Drops)
+	}
 	s.addPastDeviceDrops(st.Drops)
 	for _, c := range counters {
 		st.FromContainer.Packets += c.packets[fromContainer].Load()

@@ -39,6 +39,7 @@ type Switch struct {
 
 	mu     sync.Mutex // guards what follows; serialises changes of the tables above
 	links  map[string]*Link
+	hosts  map[string]*Link // the host's own
 	closed bool
 	past   linkCounters // of links that have left
 	// pastDevices are the drops that the devices of those counted themselves.
@@ -56,7 +57,7 @@ func New(cfg Config) (*Switch, error) {
 	if err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
-	s := &Switch{cfg: cfg, log: cfg.Log.With("network", cfg.Name), links: map[string]*Link{}, pastDevices: map[string]uint64{}}
+	s := &Switch{cfg: cfg, log: cfg.Log.With("network", cfg.Name), links: map[string]*Link{}, hosts: map[string]*Link{}, pastDevices: map[string]uint64{}}
 	for _, g := range cfg.Gateways {
 		if g.Addr().Is4() {
 			s.gateway4 = g.Addr()
@@ -185,6 +186,10 @@ func (s *Switch) checkFreeLocked(l *Link) error {
 func (s *Switch) removeLink(l *Link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.host {
+		delete(s.hosts, l.name)
+		return
+	}
 	fib := s.fib.Load()
 	for _, a := range l.addrs {
 		fib = fib.DeletePersist(netip.PrefixFrom(a, a.BitLen()))
@@ -197,6 +202,9 @@ func (s *Switch) removeLink(l *Link) {
 // forgetLink keeps the counters of a link that has left whole.
 func (s *Switch) forgetLink(l *Link) {
 	for d := range s.past.packets {
+		if l.host {
+			break // a host link's traffic counts at the containers' links
+		}
 		s.past.packets[d].Add(l.counters.packets[d].Load())
 		s.past.bytes[d].Add(l.counters.bytes[d].Load())
 	}
@@ -302,7 +310,7 @@ func (s *Switch) Shutdown(ctx context.Context) error {
 	}
 	var errs []error
 	s.tcp.closePublications()
-	for _, l := range s.Links() {
+	for _, l := range slices.Concat(s.Links(), s.HostLinks()) {
 		errs = append(errs, l.Detach(ctx))
 	}
 	errs = append(errs, s.tcp.close(ctx))

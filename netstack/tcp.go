@@ -280,6 +280,13 @@ func (t *tcpNAT) add(l *Link, key tuple, c cutter) error {
 	return nil
 }
 
+// holds reports whether there is a flow of that name.
+func (t *tcpNAT) holds(key tuple) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.flows[key] != nil
+}
+
 // errFlowLimit says that a link has as many TCP flows as it may.
 var errFlowLimit = errors.New("the link has as many TCP flows as its limit allows")
 

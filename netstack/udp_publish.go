@@ -101,6 +101,9 @@ func (h *udpPublication) open(in *natInput) *natPeer {
 		l.drop(dropForPolicy(v.Reason))
 		return nil
 	}
+	if source.Port() != 0 && s.flows.host(peerKey{packet.ProtoUDP, source, target}) != nil {
+		source = netip.AddrPortFrom(s.gateway(target.Addr().Is4()), 0) // the answers would reach a host link
+	}
 	if source.Port() == 0 {
 		if source = h.alias(source.Addr(), target, in.from.Port()); source.Port() == 0 {
 			l.drop(DropFlowLimit)
@@ -117,6 +120,13 @@ func (h *udpPublication) open(in *natInput) *natPeer {
 	h.pub.flows.Add(1)
 	if !h.u.clock.register(l, p) {
 		l.drop(DropFlowLimit)
+		return nil
+	}
+	if s.flows.host(peerKey{packet.ProtoUDP, source, target}) != nil { // begun at the same time
+		if h.sock.table.remove(p) {
+			p.end("flow taken")
+		}
+		l.drop(DropFlowTaken)
 		return nil
 	}
 	return p
@@ -139,7 +149,7 @@ func (h *udpPublication) alias(gateway netip.Addr, target netip.AddrPort, wish u
 			port = wish
 		}
 		a := netip.AddrPortFrom(gateway, port)
-		if !h.isService(port) && h.sock.table.find(natKey{target, a}) == nil {
+		if !h.isService(port) && h.sock.table.find(natKey{target, a}) == nil && h.u.s.flows.host(peerKey{packet.ProtoUDP, a, target}) == nil {
 			return a
 		}
 	}
