@@ -61,7 +61,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   cni_max_conf_num = 2
 `
 
-// startContainerd starts containerd with the plugins usernet and loopback and no
+// startContainerd starts containerd with the plugin under all its names and no
 // network, and imports the image.
 func (b *bed) startContainerd() *containerd {
 	b.t.Helper()
@@ -86,10 +86,8 @@ func (b *bed) startContainerd() *containerd {
 		b.t.Fatal(err)
 	}
 	fmt.Fprintf(&script, "while :; do containerd --config %s || :; done\n", config)
-	c.install(program("usernet-cni"), "usernet")
-	c.install(refPlugins+"/loopback", "loopback")
-
 	c.init = exec.Command("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script.String())
+	c.init.Env = append(os.Environ(), c.socketVar())
 	var log bytes.Buffer
 	c.init.Stdout, c.init.Stderr = &log, &log
 	nstest.Start(b.t, b.host, c.init)
@@ -103,6 +101,7 @@ func (b *bed) startContainerd() *containerd {
 		c.pid, _ = strconv.Atoi(strings.TrimSpace(string(out)))
 		return c.pid != 0
 	})
+	c.exec(program("usernet"), "cni", "install", "--drop-in", "--bin-dir", "/opt/cni/bin")
 	c.waitServing()
 	archive := filepath.Join(c.dir, "image.tar")
 	if err := os.WriteFile(archive, ociArchive(b.t), 0o600); err != nil {
@@ -128,18 +127,6 @@ func errorLines(log string) string {
 // path is where the test finds what is below one of containerdDirs.
 func (c *containerd) path(name string) string { return filepath.Join(c.dir, name) }
 
-// install copies a plugin into /opt/cni/bin.
-func (c *containerd) install(file, name string) {
-	c.t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(c.path("/opt/cni/bin"), name), text, 0o755); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
 // waitServing waits until the CRI service answers.
 func (c *containerd) waitServing() {
 	c.t.Helper()
@@ -158,9 +145,12 @@ func (c *containerd) waitServing() {
 // tryExec runs a command on containerd's machine.
 func (c *containerd) tryExec(argv ...string) (string, error) {
 	c.t.Helper()
-	in := append([]string{"nsenter", "--target", strconv.Itoa(c.pid), "--mount", "--pid", "--"}, argv...)
+	in := append([]string{"env", c.socketVar(), "nsenter", "--target", strconv.Itoa(c.pid), "--mount", "--pid", "--"}, argv...)
 	return nstest.TryExec(c.t, c.host, in...)
 }
+
+// socketVar tells plugins whose configuration names no socket.
+func (c *containerd) socketVar() string { return "USERNET_SOCKET=" + c.socket }
 
 // exec is tryExec for what has to succeed.
 func (c *containerd) exec(argv ...string) string {
@@ -218,7 +208,12 @@ func (c *containerd) conflists(dir string, lists ...conflist) {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(c.path(dir), list.file+".conflist"), text, 0o600); err != nil {
+		// containerd reads a file as soon as it is there.
+		whole := filepath.Join(c.path(dir), list.file)
+		if err := os.WriteFile(whole+".new", text, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		if err := os.Rename(whole+".new", whole+".conflist"); err != nil {
 			c.t.Fatal(err)
 		}
 	}

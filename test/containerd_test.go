@@ -27,6 +27,7 @@ func TestContainerd(t *testing.T) {
 		{"bandwidth", testBandwidthAnnotations},
 		{"daemon away", testDaemonAway},
 		{"two networks", testTwoNetworks},
+		{"drop-in", testDropIn},
 		{"conditions", testConditions},
 	} {
 		t.Run(test.name, func(t *testing.T) {

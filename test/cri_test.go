@@ -289,3 +289,46 @@ func testTwoNetworks(c *containerd) {
 		both.remove()
 	}
 }
+
+// testDropIn: the configuration that containerd's own documentation installs,
+// word for word, and bandwidth after it, run on usernet: by name.
+func testDropIn(c *containerd) {
+	c.conflists("/etc/cni/net.d", conflist{"10-containerd-net", []keys{
+		{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "promiscMode": true, "ipam": keys{
+			"type":   "host-local",
+			"ranges": [][]keys{{{"subnet": "10.88.0.0/16"}}, {{"subnet": "2001:4860:4860::/64"}}},
+			"routes": []keys{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
+		}},
+		{"type": "portmap", "capabilities": keys{"portMappings": true}},
+		{"type": "bandwidth", "capabilities": keys{"bandwidth": true}},
+	}})
+	defer c.usePods()
+	nstest.WaitFor(c.t, 20*time.Second, func() bool {
+		out, err := c.tryCRI("Status", keys{"verbose": true})
+		return err == nil && strings.Contains(string(out), "containerd-net")
+	})
+	alice := c.run("alice", keys{
+		"portMappings": []keys{{"containerPort": 80, "hostPort": 8085}},
+		"annotations":  keys{"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "40M"},
+	})
+	bob := c.run("bob", nil)
+	alice.serve("80")
+	for n := range 2 {
+		wantReply(c, bob.get(alice.ips[n], "80"), "alice", bob.ips[n])
+		if out := alice.exec("get", []string{"203.0.113.2", "2001:db8::2"}[n], "8000"); !strings.Contains(out, []string{"203.0.113.1", "2001:db8::1"}[n]) {
+			c.t.Errorf("outside answered %q", out)
+		}
+	}
+	wantReply(c, nstest.Exec(c.t, c.outside, "curl", "-sS", "-m10", "http://203.0.113.1:8085/cgi-bin/who"), "alice", "203.0.113.2")
+	links, err := c.client.Links(c.t.Context(), "")
+	if err != nil || len(links) != 2 {
+		c.t.Fatalf("links %+v, %v", links, err)
+	}
+	for _, l := range links {
+		if limited := l.Bandwidth != nil && l.Bandwidth.ToContainer.BitsPerSecond == 20e6 && l.Bandwidth.FromContainer.BitsPerSecond == 40e6; limited != (l.Container == alice.id) {
+			c.t.Errorf("%s has the bandwidth %+v", l.ID, l.Bandwidth)
+		}
+	}
+	out := c.exec("ctr", "run", "--rm", "--cni", "--snapshotter", "native", criImage, "one", "get", alice.ips[1], "80", "/cgi-bin/who")
+	wantReply(c, out, "alice", "2001:4860:4860::")
+}
