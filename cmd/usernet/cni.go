@@ -143,8 +143,9 @@ func (a *app) cniInstallCommand() *cobra.Command {
 		Use:   "install",
 		Short: "Copy the plugin to where runtimes look for it, and write a conflist",
 		Long: `Copies usernet-cni to the directory of CNI plugins, under the name "usernet" that
-runtimes look for, and writes a network configuration. Done twice it changes
-nothing the second time. Files that are not usernet's own are left alone, and so
+runtimes look for, and writes a network configuration. The plugin is "loopback",
+too, where there is none: containerd needs one. Done twice this changes nothing
+the second time. Files that are not usernet's own are left alone, and so
 is a configuration that was edited, unless --force is given.
 
 ` + fmt.Sprintf(dropInHelp, a.dropInDir()),
@@ -225,14 +226,41 @@ func (i *installer) install(name string, conflist []byte) error {
 	if err := i.write(pluginPath, plugin, oldPlugin, 0o755); err != nil {
 		return err
 	}
+	var made []string
+	if oldPlugin == nil {
+		made = append(made, pluginPath)
+	}
+	loopback, err := i.writeLoopback(plugin)
+	if err != nil {
+		return errors.Join(err, removeAll(made))
+	}
+	if loopback != "" {
+		made = append(made, loopback)
+	}
 	if err := i.write(confPath, conflist, oldConf, 0o644); err != nil {
-		if oldPlugin == nil {
-			err = errors.Join(err, os.Remove(pluginPath))
-		}
-		return err
+		return errors.Join(err, removeAll(made))
 	}
 	i.warnOfPath()
 	return nil
+}
+
+// writeLoopback copies the plugin to the name "loopback", by which containerd runs
+// one for every pod beside the network's, unless somebody else's is there. A link
+// would lead those who copy theirs to that name to the plugin itself. It returns
+// what was not there before.
+func (i *installer) writeLoopback(plugin []byte) (made string, err error) {
+	path := filepath.Join(i.binDir, "loopback")
+	old, err := i.judge(path, plugin, isOwnPlugin)
+	switch {
+	case old != nil && err != nil:
+		return "", nil // the reference's is as good
+	case err != nil:
+		return "", err
+	}
+	if old == nil {
+		made = path
+	}
+	return made, i.write(path, plugin, old, 0o755)
 }
 
 // warnOfPath says when the plugin would not find the daemon's program.

@@ -91,6 +91,7 @@ func TestCNIInstall(t *testing.T) {
 	executable := buildPlugin(t, dir)
 	bin, conf := filepath.Join(dir, "bin"), filepath.Join(dir, "conf")
 	pluginPath, confPath := filepath.Join(bin, "usernet"), filepath.Join(conf, "web.conflist")
+	loopback := filepath.Join(bin, "loopback")
 	install := func(more ...string) (status int, stdout, stderr string) {
 		var o, e bytes.Buffer
 		args := append([]string{"cni", "install", "--plugin", executable, "--bin-dir", bin, "--conf-dir", conf, "--name", "web"}, more...)
@@ -103,7 +104,7 @@ func TestCNIInstall(t *testing.T) {
 		}
 	}
 
-	if status, out, stderr := install(); status != 0 || out != "wrote      "+pluginPath+"\nwrote      "+confPath+"\n" {
+	if status, out, stderr := install(); status != 0 || out != "wrote      "+pluginPath+"\nwrote      "+loopback+"\nwrote      "+confPath+"\n" {
 		t.Fatalf("status %d, %q %q", status, out, stderr)
 	}
 	version := exec.Command(pluginPath)
@@ -111,8 +112,15 @@ func TestCNIInstall(t *testing.T) {
 	if out, err := version.Output(); err != nil || !bytes.Contains(out, []byte("supportedVersions")) {
 		t.Errorf("the installed plugin says %q, %v", out, err)
 	}
-	if status, out, _ := install(); status != 0 || out != "unchanged  "+pluginPath+"\nunchanged  "+confPath+"\n" {
+	if status, out, _ := install(); status != 0 || out != "unchanged  "+pluginPath+"\nunchanged  "+loopback+"\nunchanged  "+confPath+"\n" {
 		t.Errorf("the second time: status %d, %q", status, out)
+	}
+	if out, err := exec.Command(loopback).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "CNI loopback plugin ") {
+		t.Errorf("loopback says %q, %v", out, err)
+	}
+	write(loopback, "#!/bin/sh\n") // the reference's, say
+	if status, out, _ := install(); status != 0 || strings.Contains(out, loopback) {
+		t.Errorf("with another loopback: status %d, %q", status, out)
 	}
 	var found, said bytes.Buffer
 	run(context.Background(), []string{"doctor", "--bin-dir", bin, conf}, func(string) string { return "" }, nil, &found, &said)
