@@ -20,7 +20,7 @@
 //  1. Headers are parsed once. What no honest kernel sends is dropped.
 //  2. The source must be leased to the link. Protocols that configure
 //     networks (router advertisements, redirects, DHCP, neighbour discovery)
-//     end here.
+//     end here; where [LinkConfig].DHCP says so, DHCPv4 is answered (dhcp.go).
 //  3. If the destination is a link, the frame is forwarded (forward.go): hop
 //     limit less one, and the same bytes are written to the other device.
 //     Checksums and segmentation that the first kernel left open stay open

@@ -36,7 +36,9 @@ const (
 	DropTooBig                     // beyond the next link's MTU; sender told
 	DropNeighbor                   // neighbour discovery and group membership: a TUN needs neither
 	DropRouterAdvert               // router advertisement or redirect from a container
-	DropDHCP                       // DHCP from a container: addresses are leased at attach
+	DropDHCP                       // DHCP that is not served: addresses are leased at attach
+	DropDHCPLimit                  // DHCP faster than a client asks
+	DropDHCPMalformed              // not a DHCP client's message
 	DropProtocol                   // no NAT for this IP protocol to the outside
 	DropFlowRate                   // new flows faster than the link's limit
 	DropFlowLimit                  // more flows than the link's limit
@@ -67,7 +69,8 @@ var dropNames = [numDropReasons]string{
 	DropTransport: "transport_header", DropChecksum: "checksum", DropFragment: "fragment",
 	DropVirtioHeader: "virtio_header", DropSpoofed: "spoofed_source", DropFamily: "family_off",
 	DropLoop: "loop", DropHopLimit: "hop_limit", DropTooBig: "too_big", DropNeighbor: "neighbor_discovery",
-	DropRouterAdvert: "router_advertisement", DropDHCP: "dhcp", DropProtocol: "protocol",
+	DropRouterAdvert: "router_advertisement", DropDHCP: "dhcp", DropDHCPLimit: "dhcp_limit",
+	DropDHCPMalformed: "dhcp_malformed", DropProtocol: "protocol",
 	DropFlowRate: "flow_rate", DropFlowLimit: "flow_limit", DropDialLimit: "dial_limit",
 	DropDialTimeout: "dial_timeout", DropReassembly: "reassembly", DropDNSLimit: "dns_limit",
 	DropDNSMalformed: "dns_malformed", DropPingUnavailable: "ping_unavailable",

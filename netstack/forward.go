@@ -8,6 +8,10 @@ import (
 // fromContainer decides where a frame goes and sends it there. It runs on the
 // link's reader and must not block.
 func (s *Switch) fromContainer(l *Link, f *frame) {
+	if l.dhcp != nil && l.dhcp.mine(&f.pkt) {
+		l.dhcp.serve(l, f)
+		return
+	}
 	if reason := s.inspect(l, &f.pkt); reason != dropNone {
 		l.drop(reason)
 		return

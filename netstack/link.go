@@ -33,6 +33,10 @@ type LinkConfig struct {
 	// MTU of the container's device in bytes. Zero: the network's.
 	MTU int
 
+	// DHCP, if not nil, has the switch answer DHCPv4 clients in the container
+	// with the link's IPv4 address. Nil: what they send is dropped.
+	DHCP *DHCP
+
 	// Limits override the network's, field by field. Nil: the network's.
 	Limits *Limits
 
@@ -58,6 +62,7 @@ type Link struct {
 	shaper    atomic.Pointer[shaper] // of packets to the container; nil: never limited
 	host      bool                   // it is the host's own, see AttachHost
 	forward   bool                   // of a host link: HostLinkConfig.Forward
+	dhcp      *dhcpServer            // the reader's; nil: not served
 
 	newFlows   *rate.Limiter
 	icmpErrors *rate.Limiter

@@ -132,7 +132,7 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	aliases, err := normalAliases(cfg.Name, cfg.Aliases)
 	errs := []error{checkName(cfg.Name), err}
 	mtu := orInt(cfg.MTU, s.cfg.MTU)
-	errs = append(errs, checkMTU(mtu))
+	errs = append(errs, checkMTU(mtu), cfg.DHCP.check())
 	if len(cfg.Addrs) == 0 {
 		errs = append(errs, errors.New("no address: a link needs at least one of the network's prefixes"))
 	}
@@ -146,13 +146,15 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	if cfg.Limits != nil {
 		limits = cfg.Limits.withDefaults(limits)
 	}
-	return &Link{
+	l := &Link{
 		s: s, name: cfg.Name, aliases: aliases, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev,
 		newFlows:   rate.NewLimiter(rate.Limit(limits.NewFlows), int(2*limits.NewFlows)),
 		icmpErrors: rate.NewLimiter(rate.Limit(limits.ICMPErrors), int(limits.ICMPErrors)),
 		stop:       make(chan struct{}),
 		gone:       make(chan struct{}),
-	}, nil
+	}
+	l.dhcp = newDHCPServer(l, cfg.DHCP)
+	return l, nil
 }
 
 func (s *Switch) checkLinkAddr(a netip.Addr) error {

@@ -37,7 +37,7 @@ type adding struct {
 	own    *netns.Handle // the plugin's own namespace
 	target *netns.Handle // the container's
 
-	leased  *types100.Result // the IPAM plugin's result; nil: the daemon leases
+	leased  *types100.Result // the IPAM plugin's result; nil: none was run
 	request control.AttachRequest
 	tun     *os.File   // or TAP
 	device  string     // temporary name in the own namespace
@@ -63,6 +63,7 @@ func (i *invocation) add(ctx context.Context) error {
 		{"listen", a.openPorts},
 		{"attach", a.attach},
 		{"move", a.moveIn},
+		{"dhcp", a.askDHCP},
 		{"verify", a.verify},
 		{"commit", a.commit},
 		{"print", a.print},
@@ -115,7 +116,7 @@ func (a *adding) judge(context.Context) error {
 	if wanted, a.asked, err = a.conf.wantedIPs(args); err != nil {
 		return err
 	}
-	if args.Gateway != "" && !a.conf.IPAM.delegated() {
+	if args.Gateway != "" && a.conf.IPAM.leasedByDaemon() {
 		return unsupported("CNI_ARGS GATEWAY", args.Gateway, `the gateway comes from "ipam": set it there as "gateway" of a range`)
 	}
 	if a.prev, err = parseResult(a.conf.PrevResult, a.version); err != nil {
@@ -130,7 +131,7 @@ func (a *adding) judge(context.Context) error {
 	if a.conf.tap() {
 		a.request.MAC = a.mac.String()
 	}
-	if a.conf.IPAM.delegated() {
+	if !a.conf.IPAM.leasedByDaemon() {
 		return nil
 	}
 	a.request.Sets, a.request.IPs = a.conf.sets(), wanted
@@ -215,10 +216,11 @@ func openNetns(path string) (*netns.Handle, error) {
 	return h, nil
 }
 
-// runIPAM has an IPAM plugin allocate, when the configuration names one.
+// runIPAM has an IPAM plugin allocate, when the configuration names one. DHCP
+// comes later: it needs the interface.
 func (a *adding) runIPAM(ctx context.Context) error {
 	d, err := a.ipam()
-	if d == nil || err != nil {
+	if d == nil || err != nil || a.conf.IPAM.dhcp() {
 		return err
 	}
 	// On failure too: SPEC.md section 4 has the plugin's DEL clean up after it.
@@ -420,25 +422,17 @@ func (a *adding) moveIn(ctx context.Context) error {
 		ifName: a.params.IfName, sandbox: a.params.Netns, mac: a.mac.String(), mtu: reply.MTU,
 		addrs: reply.Addrs, gateways: reply.Gateways, dns: a.resultDNS(),
 	}
-	configured := a.conf.IPAM.Routes
-	if a.leased != nil {
-		configured = a.leased.Routes
-	}
-	a.made.routes = routes(configured, reply.Addrs, reply.Gateways, a.conf.routing())
 	err := lockNetns(ctx, a.target) // until verify, or close
 	if err != nil {
 		return err
 	}
-	if len(configured) == 0 {
-		if err := a.target.Do(func() error { return yieldRoutes(a.made.routes, a.params.IfName) }); err != nil {
-			return err
-		}
+	if a.conf.IPAM.dhcp() {
+		a.iface, err = a.bare()
+	} else {
+		err = a.plan()
 	}
-	if a.iface, err = kernelInterface(a.params.IfName, reply.MTU, reply.Addrs, a.made.routes); err != nil {
+	if err != nil {
 		return err
-	}
-	if a.conf.tap() {
-		a.iface.MAC = a.mac // whatever managers of the host's interfaces have done meanwhile
 	}
 	if err := netns.MoveIn(a.target, a.device, a.iface); err != nil {
 		return fmt.Errorf("move the device into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)

@@ -165,6 +165,9 @@ func (c *config) disagreements() []*types.Error {
 	if err := c.Bandwidth.check(""); err != nil {
 		faults = append(faults, err)
 	}
+	if err := c.IPAM.checkDHCP(c.tap()); err != nil {
+		faults = append(faults, err)
+	}
 	if c.MTU != 0 && c.MTU < minMTU(c) {
 		faults = append(faults, badValue("mtu", c.MTU, "IPv6 needs at least 1280 (RFC 8200 section 5)"))
 	}

@@ -94,6 +94,16 @@ func TestParseConfigDelegated(t *testing.T) {
 	}
 }
 
+// TestParseConfigDHCP: the ranges make the network, the rest is the IPAM
+// plugin's own, whatever it looks like.
+func TestParseConfigDHCP(t *testing.T) {
+	c, err := nativeSchema.parse([]byte(`{"name":"n","device":"tap","ipam":{"type":"dhcp","daemonSocketPath":"/s","routes":[{"dst":"x"}],
+		"request":[{"skipDefault":true}],"ranges":[[{"subnet":"10.1.0.0/24"}]]}}`), strict)
+	if err != nil || !c.IPAM.dhcp() || !c.IPAM.delegated() || !c.IPAM.leasedByDaemon() || len(c.IPAM.Sets) != 1 || c.IPAM.Routes != nil {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func TestParseConfigFaults(t *testing.T) {
 	for _, test := range []struct {
 		text  string
@@ -104,6 +114,8 @@ func TestParseConfigFaults(t *testing.T) {
 		{`{"name":"n","MTU":1400}`, 2, []string{`"MTU"`, "1400", `did you mean "mtu"`}},
 		{`{"name":"n","a":1,"b":2}`, 2, []string{`"a"`, `"b"`}},
 		{`{"name":"n","device":"veth"}`, 2, []string{`"device"`, `"veth"`, `"tun"`, `"tap"`}},
+		{`{"name":"n","ipam":{"type":"dhcp"}}`, 7, []string{`"ipam.type"`, `"dhcp"`, `"device": "tap"`}},
+		{`{"name":"n","device":"tap","ipam":{"type":"dhcp","ranges":[[{"subnet":"10.0.0.0/31"}]]}}`, 7, []string{"ipam.ranges", "10.0.0.0/31"}},
 		{`{"name":"n","device":3}`, 7, []string{`"device"`, "3"}},
 		{`{"name":"n","mtu":"1400"}`, 7, []string{`"mtu"`, `"1400"`}},
 		{`{"name":"n","mtu":67}`, 7, []string{`"mtu"`, "67"}},

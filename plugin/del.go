@@ -22,6 +22,9 @@ const detachPatience = 15 * time.Second
 // alone, is done in any order and any number of times, and goes on past what
 // fails; what is missing is done already.
 func (i *invocation) del(ctx context.Context) error {
+	if i.conf.IPAM.dhcp() {
+		i.releaseDHCP(ctx)
+	}
 	return errors.Join(
 		i.detach(ctx),
 		i.deleteInterface(),
@@ -89,6 +92,9 @@ func (i *invocation) deleteInterface() error {
 
 // releaseIPAM has the IPAM plugin release what it leased.
 func (i *invocation) releaseIPAM(ctx context.Context) error {
+	if i.conf.IPAM.dhcp() {
+		return nil // done before the interface went
+	}
 	d, err := i.ipam()
 	if err != nil {
 		return err

@@ -55,6 +55,21 @@
 // administered, or the one that the runtime asked for (podman network reload
 // asks for the one it was told). It is reported and never on a wire.
 //
+// # DHCP
+//
+// ipam.type "dhcp" is the reference IPAM plugin, whose daemon asks for an IPv4
+// address on the container's interface and renews it. It needs a TAP. The
+// switch answers with the address that the daemon has leased to the link, by
+// whose end alone it is freed, so nothing depends on the client: DEL has it
+// release and goes on when its daemon is gone. Step 2 is empty then, and the
+// daemon leases in step 4, from ipam.ranges (the IPAM plugin takes no notice of
+// that key) or from the network of this name. Step 5 brings the device up
+// without an IPv4 address, runs the IPAM plugin, and configures what it
+// returned, which must be the link's. IPv6 addresses are configured as without
+// DHCP; DHCPv6 and router advertisements are not served.
+//
+// Clients inside a container with a TAP are answered too, whichever the type.
+//
 // # Bandwidth
 //
 // The capability bandwidth, and the keys ingressRate, ingressBurst, egressRate

@@ -30,8 +30,9 @@ type ipamConfig struct {
 	// an IPAM plugin in CNI_PATH.
 	Type string
 	// Sets are the ranges; a container gets one address of each set. Only of
-	// type usernet. Empty: those of the network of this name, which the daemon
-	// must have then ("usernet network create", or its configuration file).
+	// types usernet and dhcp. Empty: those of the network of this name, which
+	// the daemon must have then ("usernet network create", or its configuration
+	// file).
 	Sets [][]control.Range
 	// Routes of the container, instead of the default routes. Only of type
 	// usernet; an IPAM plugin returns its own.
@@ -72,7 +73,10 @@ func decodeIPAM(c *config, raw json.RawMessage) error {
 		head.Type = nativeIPAM
 	}
 	c.IPAM.Type = head.Type
-	if c.IPAM.delegated() {
+	switch {
+	case c.IPAM.dhcp():
+		return decodeDHCP(c, raw)
+	case c.IPAM.delegated():
 		return nil // the rest is that plugin's own
 	}
 	var f ipamFields

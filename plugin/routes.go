@@ -60,6 +60,29 @@ func flock(target *netns.Handle, how int) error {
 	return nil
 }
 
+// plan decides what the interface is to have, with the namespace locked.
+func (a *adding) plan() error {
+	configured := a.conf.IPAM.Routes
+	if a.leased != nil {
+		configured = a.leased.Routes
+	}
+	a.made.routes = routes(configured, a.made.addrs, a.made.gateways, a.conf.routing())
+	if a.conf.IPAM.dhcp() {
+		configured, a.made.routes = nil, a.dhcpRoutes()
+	}
+	if len(configured) == 0 {
+		if err := a.target.Do(func() error { return yieldRoutes(a.made.routes, a.params.IfName) }); err != nil {
+			return err
+		}
+	}
+	var err error
+	a.iface, err = kernelInterface(a.params.IfName, a.made.mtu, a.made.addrs, a.made.routes)
+	if a.conf.tap() {
+		a.iface.MAC = a.mac // whatever managers of the host's interfaces have done meanwhile
+	}
+	return err
+}
+
 // yieldRoutes gives routes of the current namespace's main table metrics that no
 // other route to where they lead has. A container on several networks has the
 // default route of eth0, that of eth1 when the first goes, and so on by the

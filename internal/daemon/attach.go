@@ -271,7 +271,7 @@ func (a *attaching) join(ctx context.Context) error {
 	})
 	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{
 		Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU,
-		Bandwidth: switchBandwidth(a.req.Bandwidth),
+		Bandwidth: switchBandwidth(a.req.Bandwidth), DHCP: a.dhcp(),
 	})
 	switch {
 	case errors.Is(err, netstack.ErrAddressInUse):
@@ -303,6 +303,18 @@ func (a *attaching) join(ctx context.Context) error {
 	return nil
 }
 
+// dhcp is what DHCP clients are told. A TUN has none: they speak Ethernet.
+func (a *attaching) dhcp() *netstack.DHCP {
+	if a.req.Device != control.DeviceTAP {
+		return nil
+	}
+	dns := a.dns()
+	if dns.Domain != "" {
+		dns.Search = append([]string{dns.Domain}, dns.Search...)
+	}
+	return &netstack.DHCP{Nameservers: dns.Nameservers, Search: dns.Search}
+}
+
 // publish opens the link's publications; they end with the link.
 func (a *attaching) publish(context.Context) error {
 	next := 1
@@ -324,13 +336,22 @@ func (a *attaching) publish(context.Context) error {
 
 func (a *attaching) reply() *control.AttachReply {
 	rec := a.l.rec
+	return &control.AttachReply{
+		ID: rec.key().String(), Addrs: rec.Addrs, Gateways: rec.Gateways, MTU: rec.MTU, DNS: a.dns(),
+		Publications: a.d.publicationsOf(a.l, a.req.Publications),
+	}
+}
+
+// dns is how the container resolves names: as it was asked for, and where
+// nothing was, by its gateways.
+func (a *attaching) dns() control.DNSConf {
 	dns := control.DNSConf{}
 	if a.req.DNS != nil {
 		dns = *a.req.DNS
 	}
 	if len(dns.Nameservers) == 0 {
 		for _, g := range a.n.rec.Gateways {
-			if slices.ContainsFunc(rec.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == g.Addr().Is4() }) {
+			if slices.ContainsFunc(a.l.rec.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == g.Addr().Is4() }) {
 				dns.Nameservers = append(dns.Nameservers, g.Addr())
 			}
 		}
@@ -338,10 +359,7 @@ func (a *attaching) reply() *control.AttachReply {
 	if len(dns.Search) == 0 && dns.Domain == "" {
 		dns.Search = []string{dnsDomain}
 	}
-	return &control.AttachReply{
-		ID: rec.key().String(), Addrs: rec.Addrs, Gateways: rec.Gateways, MTU: rec.MTU, DNS: dns,
-		Publications: a.d.publicationsOf(a.l, a.req.Publications),
-	}
+	return dns
 }
 
 // dnsDomain is the suffix under which names of links also resolve.

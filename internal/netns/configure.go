@@ -57,6 +57,31 @@ func (j *job) configure(cfg Interface) error {
 	if err := j.setMAC(link, cfg.MAC); err != nil {
 		return err
 	}
+	return j.assign(link, cfg)
+}
+
+// Extend gives an interface of the current namespace that [Configure] or
+// [MoveIn] brought up more addresses and routes; cfg's other settings it has
+// already. On error everything is as it was, and errors are those of Configure.
+func Extend(cfg Interface) error { return extend(cfg, nil) }
+
+func extend(cfg Interface, before func(string) error) error {
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("extend interface %s: %w", cfg.Name, err)
+	}
+	link, err := lookUp(cfg.Name)
+	if err != nil {
+		return err
+	}
+	j := job{before: before}
+	if err := j.undo.unless(j.assign(link, cfg)); err != nil {
+		return fmt.Errorf("extend interface %s: %w", cfg.Name, err)
+	}
+	return nil
+}
+
+// assign adds addresses and routes; the interface is up before the routes.
+func (j *job) assign(link netlink.Link, cfg Interface) error {
 	for _, a := range cfg.Addrs {
 		if err := j.addAddress(link, a); err != nil {
 			return err

@@ -4,4 +4,5 @@ package netns
 var (
 	MoveInBefore    = moveIn
 	ConfigureBefore = configure
+	ExtendBefore    = extend
 )
