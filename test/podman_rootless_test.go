@@ -41,7 +41,10 @@ func TestPodmanRootless(t *testing.T) {
 	p.write("/etc/containers/storage.conf", "[storage]\ndriver = \"vfs\"\n")
 	conf := documentedConf(t, "~/.config/containers/containers.conf")
 	p.write("/home/tester/.config/containers/containers.conf", strings.ReplaceAll(conf, "/home/me/", "/home/tester/"))
-	p.do("usernet", "cni", "install")
+	for range 2 { // done twice is done
+		p.do("usernet", "cni", "install")
+		p.do("usernet", "cni", "install", "--drop-in")
+	}
 	p.importImage()
 	conflist := p.do("usernet", "cni", "conflist", "--name", "other", "--subnet", "10.85.0.0/24", "--subnet", "fd85::/64")
 	p.write("/home/tester/.config/cni/net.d/other.conflist", conflist)
@@ -58,6 +61,12 @@ func TestPodmanRootless(t *testing.T) {
 		{"names", (*podmanBed).testNames},
 		{"several networks", (*podmanBed).testSeveralNetworks},
 		{"pod", (*podmanBed).testRootlessPod},
+	})
+	p.do("podman", "network", "create", "--ipv6", "--subnet", "10.87.0.0/24", "--subnet", "fd87::/64", "made")
+	p.onNetworks(t, podmanNet{name: "made", other: "podman", v4: "10.87.0.", v6: "fd87::", made: true}, []podmanTest{
+		{"made, wishes", (*podmanBed).testWishes},
+		{"made, names", (*podmanBed).testNames},
+		{"made, ports", (*podmanBed).testRootlessPorts},
 	})
 	if left := p.processes("slirp4netns", "rootlessport"); len(left) != 0 {
 		t.Errorf("processes left: %v", left)
