@@ -29,7 +29,7 @@ func TestPodmanDropIn(t *testing.T) {
 	create := func(args ...string) { p.do(append([]string{"podman", "network", "create"}, args...)...) }
 	create("--ipv6", "--subnet", "10.87.0.0/24", "--subnet", "fd87::/64", "made")
 	create("--ipv6", "--subnet", "10.97.0.0/24", "--subnet", "fd97::/64", "-o", "isolate=true", "apart")
-	create("--subnet", "10.98.0.0/24", "--internal", "closed")
+	create("--ipv6", "--subnet", "10.98.0.0/24", "--subnet", "fd98::/64", "--internal", "closed")
 	for _, file := range []string{"made", "apart", "closed"} {
 		list, err := os.ReadFile(p.path("/etc/cni/net.d/" + file + ".conflist"))
 		if err != nil || !strings.Contains(string(list), `"bridge"`) {
