@@ -28,6 +28,7 @@ func TestContainerd(t *testing.T) {
 		{"daemon away", testDaemonAway},
 		{"two networks", testTwoNetworks},
 		{"drop-in", testDropIn},
+		{"services", testServices},
 		{"conditions", testConditions},
 	} {
 		t.Run(test.name, func(t *testing.T) {

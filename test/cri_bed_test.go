@@ -176,6 +176,12 @@ func (s *sandbox) exec(argv ...string) string {
 	return out
 }
 
+// inNetns runs a command of containerd's machine in the pod's network.
+func (s *sandbox) inNetns(argv ...string) string {
+	s.c.t.Helper()
+	return s.c.exec(append([]string{"nsenter", "--net=" + s.status().netns, "--"}, argv...)...)
+}
+
 // serve starts a web server that answers every request with the pod's name and
 // its client's address.
 func (s *sandbox) serve(port string) {

@@ -188,19 +188,16 @@ func testRestart(c *containerd) {
 func testBandwidthAnnotations(c *containerd) {
 	slow := c.run("slow", keys{"annotations": keys{"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "40M"}})
 	free := c.run("free", nil)
-	inNetns := func(s *sandbox, argv ...string) string {
-		return c.exec(append([]string{"nsenter", "--net=" + s.status().netns, "--"}, argv...)...)
-	}
 	for _, reverse := range []bool{false, true} {
-		inNetns(slow, "iperf3", "--server", "--one-off", "--daemon")
+		slow.inNetns("iperf3", "--server", "--one-off", "--daemon")
 		nstest.WaitFor(c.t, 10*time.Second, func() bool {
-			return strings.Contains(inNetns(slow, "ss", "-Hltn"), ":5201")
+			return strings.Contains(slow.inNetns("ss", "-Hltn"), ":5201")
 		})
 		argv, want := []string{"iperf3", "-J", "-c", slow.ips[1], "-O", "1", "-t", "2"}, 20e6
 		if reverse {
 			argv, want = append(argv, "-R"), 40e6
 		}
-		got := iperfRate(c.t, inNetns(free, argv...))
+		got := iperfRate(c.t, free.inNetns(argv...))
 		c.t.Logf("%.1f Mbit/s of %.0f", got/1e6, want/1e6)
 		// How near a pod gets to its limit is the affair of other tests: a
 		// busy machine has no part in how far it goes beyond.
