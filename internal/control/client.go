@@ -130,6 +130,16 @@ func (c *Client) RemoveNetwork(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(name), nil, nil)
 }
 
+// AttachHost joins a namespace of the host's to a network by a TUN in it, which
+// the caller keeps and may close.
+func (c *Client) AttachHost(ctx context.Context, network string, req AttachHostRequest, tun *os.File) (HostLink, error) {
+	s := newSession(c.path(), []*os.File{tun})
+	defer s.close()
+	var r HostLink
+	err := s.call(ctx, http.MethodPost, "/v1/networks/"+url.PathEscape(network)+"/hosts", &req, &r)
+	return r, err
+}
+
 // GC removes the links of a network that are not valid any more.
 func (c *Client) GC(ctx context.Context, network string, req GCRequest) (GCReply, error) {
 	var r GCReply

@@ -37,6 +37,7 @@ var routes = []route{
 	{"POST", "/v1/networks", CreateNetworkRequest{}, Network{}, nil, serveCreateNetwork},
 	{"GET", "/v1/networks/{name}", nil, Network{}, nil, serveNetwork},
 	{"DELETE", "/v1/networks/{name}", nil, nil, nil, serveRemoveNetwork},
+	{"POST", "/v1/networks/{name}/hosts", AttachHostRequest{}, HostLink{}, nil, serveAttachHost},
 	{"POST", "/v1/networks/{name}/gc", GCRequest{}, GCReply{}, nil, serveGC},
 	{"GET", "/v1/publications", nil, PublicationsReply{}, nil, servePublications},
 	{"POST", "/v1/publications", PublishRequest{}, Publication{}, nil, servePublish},
@@ -187,6 +188,23 @@ func serveRemoveNetwork(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return empty(w, a.Handler.RemoveNetwork(r.Context(), name))
+}
+
+func serveAttachHost(a *api, w http.ResponseWriter, r *http.Request) error {
+	name, err := pathNetwork(r)
+	if err != nil {
+		return err
+	}
+	var req AttachHostRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	files, err := connOf(r).take(1)
+	if err != nil {
+		return err
+	}
+	h, err := a.Handler.AttachHost(r.Context(), name, &req, files[0])
+	return reply(w, h, err)
 }
 
 func serveGC(a *api, w http.ResponseWriter, r *http.Request) error {

@@ -43,6 +43,8 @@ type Handler interface {
 	Network(ctx context.Context, name string) (*Network, error)
 	CreateNetwork(ctx context.Context, req *CreateNetworkRequest) (*Network, error)
 	RemoveNetwork(ctx context.Context, name string) error
+	// AttachHost owns file in all cases.
+	AttachHost(ctx context.Context, network string, req *AttachHostRequest, file *os.File) (*HostLink, error)
 	GC(ctx context.Context, network string, req *GCRequest) (*GCReply, error)
 
 	Publications(ctx context.Context) ([]Publication, error)

@@ -84,6 +84,7 @@ type AttachRequest struct {
 	NetnsPath string `json:"netnsPath,omitempty"` // where the caller found it, absolute; by it a later daemon tells whether the namespace is still there
 	BootID    string `json:"bootID,omitempty"`    // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
 	Owner     string `json:"owner,omitempty"`     // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
+	HostNetns uint64 `json:"hostNetns,omitempty"` // inode of the host's namespace that is to reach the link, by a host link (POST /v1/networks/{name}/hosts); 0: none
 
 	Device string `json:"device,omitempty"` // kind of the first descriptor, "tun" or "tap"; empty: "tun"
 	MAC    string `json:"mac,omitempty"`    // address that the interface of a TAP gets, told by GET /v1/links; empty: the one it has
@@ -194,6 +195,7 @@ type Link struct {
 	Names        []string       `json:"names,omitempty"` // the names that the network's DNS answers for it
 	Addrs        []netip.Prefix `json:"addrs"`
 	Gateways     []netip.Addr   `json:"gateways,omitempty"`
+	HostNetns    uint64         `json:"hostNetns,omitempty"`
 	MTU          int            `json:"mtu"`
 	Bandwidth    *Bandwidth     `json:"bandwidth,omitempty"`
 	Device       string         `json:"device"`        // "tun" or "tap"
@@ -259,8 +261,30 @@ type Network struct {
 	HostServices []HostService  `json:"hostServices,omitempty"`
 	Allow        []netip.Prefix `json:"allow,omitempty"`
 	Created      time.Time      `json:"created"`
-	Links        []string       `json:"links"` // IDs, sorted
+	Links        []string       `json:"links"`           // IDs, sorted
+	Hosts        []HostLink     `json:"hosts,omitempty"` // by netns
 	Pool         PoolUsage      `json:"pool"`
+}
+
+// AttachHostRequest joins a namespace of the host's to a network (POST
+// /v1/networks/{name}/hosts), so that the host reaches the containers' addresses.
+// The request carries one descriptor, a TUN in that namespace, whose interface
+// gets the network's gateways as addresses. The host link is there for links
+// whose HostNetns is Netns, of which there must be one, and ends with the last of
+// them, or with its device. It replaces one of the same namespace.
+type AttachHostRequest struct {
+	Netns   uint64 `json:"netns"`             // inode of the namespace that the TUN is in
+	IfName  string `json:"ifname"`            // its interface there, for people
+	Forward bool   `json:"forward,omitempty"` // also what the host forwards for others
+}
+
+// HostLink is a namespace of the host's on a network.
+type HostLink struct {
+	Netns   uint64            `json:"netns"` // inode
+	IfName  string            `json:"ifname"`
+	Forward bool              `json:"forward,omitempty"`
+	Created time.Time         `json:"created"`
+	Drops   map[string]uint64 `json:"drops,omitempty"` // by reason, of what came from the host or was meant for it
 }
 
 // PoolUsage counts a network's addresses; a count that would not fit is
@@ -315,7 +339,7 @@ type Flow struct {
 	Network     string         `json:"network"`
 	Link        string         `json:"link"`           // the container's link: its ID, or its name once it is gone; of peer flows the origin's
 	Peer        string         `json:"peer,omitempty"` // the other link, container to container
-	Direction   string         `json:"direction"`      // egress, ingress, peer, service
+	Direction   string         `json:"direction"`      // egress, ingress, peer, service, host
 	Proto       string         `json:"proto"`          // tcp, udp, icmp, or a number
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`

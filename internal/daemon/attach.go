@@ -129,7 +129,7 @@ func (a *attaching) intent(context.Context) error {
 		d: a.d, net: a.n, state: control.LinkAttaching, pubs: map[string]*publication{},
 		rec: &linkRecord{
 			Network: req.Network, Container: req.Container, IfName: req.IfName, State: control.LinkAttaching,
-			BootID: a.d.bootID, Netns: req.Netns, NetnsPath: req.NetnsPath, Owner: req.Owner,
+			BootID: a.d.bootID, Netns: req.Netns, NetnsPath: req.NetnsPath, HostNetns: req.HostNetns, Owner: req.Owner,
 			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
 		},
 		now: amendable{Hostname: req.Hostname, Aliases: req.Aliases, Bandwidth: req.Bandwidth},
@@ -299,6 +299,7 @@ func (a *attaching) join(ctx context.Context) error {
 		if err := sl.Detach(ctx); err != nil {
 			d.log.Error("link is slow to end", "link", key.String(), "err", err)
 		}
+		d.releaseHost(ctx, a.n, a.l.rec.HostNetns)
 	})
 	return nil
 }

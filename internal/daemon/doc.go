@@ -29,6 +29,14 @@
 // publications, lease, record), so that an address is free only when nothing
 // uses it.
 //
+// # Host links
+//
+// A link may ask for the host to reach it from one of the host's namespaces
+// (hostNetns). The plugin then joins that namespace to the network once, with a
+// TUN in it; the host link ends with the last link that asks for it, and its
+// device with the descriptor, which takes the interface's addresses and routes
+// away without any privilege. Nothing of it is on disk.
+//
 // # Kill and restart
 //
 // Whatever is acknowledged was on disk before. The descriptors of TUNs and

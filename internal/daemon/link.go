@@ -158,6 +158,7 @@ func (l *link) remove(ctx context.Context, reason string) error {
 		l.state, l.removing = control.LinkLost, false
 	}
 	d.mu.Unlock()
+	d.releaseHost(ctx, l.net, l.rec.HostNetns)
 	d.poke()
 	err = errors.Join(slow, err)
 	d.log.Info("link removed", "link", key.String(), "reason", reason, "err", err)

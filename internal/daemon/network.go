@@ -22,6 +22,7 @@ type network struct {
 
 	// Guarded by Daemon.mu.
 	links map[control.LinkKey]*link
+	hosts map[uint64]*hostLink       // by the inode of the host's namespace
 	names map[string]control.LinkKey // names that belong to one link alone
 	users int                        // attaches that hold the network without being in links yet
 }
@@ -136,7 +137,7 @@ func (d *Daemon) defineNetwork(ctx context.Context, rec *networkRecord) (*networ
 
 // openNetwork makes the switch and the pool of a record.
 func (d *Daemon) openNetwork(ctx context.Context, rec *networkRecord) (*network, error) {
-	n := &network{rec: rec, links: map[control.LinkKey]*link{}, names: map[string]control.LinkKey{}}
+	n := &network{rec: rec, links: map[control.LinkKey]*link{}, hosts: map[uint64]*hostLink{}, names: map[string]control.LinkKey{}}
 	var services []netstack.HostService
 	for _, h := range rec.HostServices {
 		services = append(services, netstack.HostService{Name: h.Name, Target: h.Target})
@@ -361,7 +362,7 @@ func (d *Daemon) describeNetwork(n *network) *control.Network {
 	r := n.rec
 	out := &control.Network{
 		Name: r.Name, Source: r.Source, Sets: controlSets(r.Sets), Gateways: r.Gateways, MTU: r.MTU, Internal: r.Internal,
-		HostServices: r.HostServices, Allow: r.Allow, Created: r.Created, Links: []string{}, Pool: poolUsage(n.pool),
+		HostServices: r.HostServices, Allow: r.Allow, Created: r.Created, Links: []string{}, Hosts: d.describeHosts(n), Pool: poolUsage(n.pool),
 	}
 	d.mu.Lock()
 	for key := range n.links {

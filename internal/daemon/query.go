@@ -22,7 +22,7 @@ func (d *Daemon) describeLink(l *link) control.Link {
 	out := control.Link{
 		ID: r.key().String(), Network: r.Network, Container: r.Container, IfName: r.IfName, State: l.state,
 		Owner: r.Owner, Netns: r.Netns, Hostname: l.now.Hostname, Aliases: l.now.Aliases, Names: l.now.Names,
-		Addrs: r.Addrs, Gateways: r.Gateways, MTU: r.MTU, Ephemeral: r.Ephemeral, Created: r.Created,
+		Addrs: r.Addrs, Gateways: r.Gateways, HostNetns: r.HostNetns, MTU: r.MTU, Ephemeral: r.Ephemeral, Created: r.Created,
 		Device: cmp.Or(r.Device, control.DeviceTUN), MAC: r.MAC, Bandwidth: l.now.Bandwidth,
 		Publications: l.publishedLocked(),
 	}

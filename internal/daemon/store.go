@@ -54,6 +54,7 @@ type linkRecord struct {
 	BootID    string                `json:"bootID"`
 	Netns     uint64                `json:"netns,omitempty"`
 	NetnsPath string                `json:"netnsPath,omitempty"`
+	HostNetns uint64                `json:"hostNetns,omitempty"`
 	Owner     string                `json:"owner,omitempty"`
 	Addrs     []netip.Prefix        `json:"addrs,omitempty"`
 	Gateways  []netip.Addr          `json:"gateways,omitempty"`
