@@ -54,6 +54,13 @@ netns: ## Ring 2: real TUNs in namespaces that the tests make; speed counts, so 
 runtimes: $(CNITOOL) $(CLIENTS) ## Ring 3: built binaries with real runtimes and clients; needs root
 	@$(GO) test -json -p 1 -timeout 15m -count=1 -tags runtimes -run '$(RUN)' ./test/... | $(REPORT)
 
+# How many processes `make chaos` kills.
+KILLS ?= 1000
+
+.PHONY: chaos
+chaos: ## Kill daemon and plugins KILLS times (1000), and count what leaks
+	@USERNET_CHAOS_KILLS='$(KILLS)' $(GO) test -v -timeout 60m -count=1 -tags runtimes -run '^TestCNIChaos$$' ./test/
+
 .PHONY: lint
 lint: $(GOLANGCI) ## Format, vet, static checks
 	@for f in .ci/*; do bash -n "$$f"; done
