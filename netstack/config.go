@@ -38,10 +38,11 @@ type Config struct {
 	// Zero: "default".
 	Name string
 
-	// Gateways holds the switch's own address and the network's prefix, at
-	// most one per family, for example 10.88.0.1/16 and fd00:88::1/64. A family
-	// without a gateway is off: its packets are dropped and counted. At least
-	// one is required.
+	// Gateways holds the switch's own address in each of the network's
+	// prefixes, for example 10.88.0.1/16 and fd00:88::1/64. Prefixes must not
+	// overlap; where a family has several, the first one's address is the one
+	// that the switch speaks from. A family without a gateway is off: its
+	// packets are dropped and counted. At least one is required.
 	Gateways []netip.Prefix
 
 	// MTU is the links' default MTU in bytes. Zero: DefaultMTU.
@@ -218,16 +219,16 @@ func checkGateways(gateways []netip.Prefix) []error {
 		return []error{errors.New("no gateway: name one address with its prefix per family, such as 10.88.0.1/16")}
 	}
 	var errs []error
-	seen := map[bool]netip.Prefix{}
-	for _, g := range gateways {
+	for i, g := range gateways {
 		if !g.IsValid() || g.Addr().Is4In6() || g.Addr().Zone() != "" {
 			errs = append(errs, fmt.Errorf("gateway %v is not an IPv4 or IPv6 address with a prefix length", g))
 			continue
 		}
-		if other, dup := seen[g.Addr().Is4()]; dup {
-			errs = append(errs, fmt.Errorf("gateways %v and %v are of one family: at most one each", other, g))
+		for _, other := range gateways[:i] {
+			if other.IsValid() && other.Overlaps(g) {
+				errs = append(errs, fmt.Errorf("the prefixes of gateways %v and %v overlap: one gateway to a prefix", other, g))
+			}
 		}
-		seen[g.Addr().Is4()] = g
 	}
 	return errs
 }

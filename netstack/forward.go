@@ -20,7 +20,7 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 		s.toPeer(l, to, f)
 		return
 	}
-	if f.pkt.HopLimit <= 1 && f.pkt.Dst != s.gateway(f.pkt.Version == 4) {
+	if f.pkt.HopLimit <= 1 && !s.isGateway(f.pkt.Dst) {
 		l.drop(DropHopLimit)
 		l.reject(f, packet.ErrTimeExceeded)
 		return

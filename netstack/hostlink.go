@@ -93,7 +93,7 @@ func (s *Switch) HostLinks() []*Link {
 // maySend reports whether a host link may send from an address: the gateway's,
 // one of the host's own, or, on a link that forwards, any but the network's.
 func (l *Link) maySend(src netip.Addr) bool {
-	if src == l.s.gateway(src.Is4()) {
+	if l.s.isGateway(src) {
 		return true
 	}
 	return (l.forward || l.s.hostAddrs.Load().Contains(src)) && l.s.spoofable(src)

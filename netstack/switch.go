@@ -58,7 +58,7 @@ func New(cfg Config) (*Switch, error) {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
 	s := &Switch{cfg: cfg, log: cfg.Log.With("network", cfg.Name), links: map[string]*Link{}, hosts: map[string]*Link{}, pastDevices: map[string]uint64{}}
-	for _, g := range cfg.Gateways {
+	for _, g := range slices.Backward(cfg.Gateways) { // the first of a family counts
 		if g.Addr().Is4() {
 			s.gateway4 = g.Addr()
 		} else {
@@ -246,7 +246,18 @@ func (s *Switch) linkByAddr(a netip.Addr) *Link {
 	return l
 }
 
-// gateway is the switch's own address of a family, invalid if it is off.
+// isGateway reports whether an address is the switch's own.
+func (s *Switch) isGateway(a netip.Addr) bool {
+	for _, g := range s.cfg.Gateways {
+		if g.Addr() == a {
+			return true
+		}
+	}
+	return false
+}
+
+// gateway is the switch's own address of a family, the first where it has
+// several, invalid if the family is off.
 func (s *Switch) gateway(v4 bool) netip.Addr {
 	if v4 {
 		return s.gateway4

@@ -19,14 +19,14 @@ var testNow = time.Unix(1e9, 0)
 func TestNewReportsEveryFault(t *testing.T) {
 	_, err := New(Config{
 		MTU:          100,
-		Gateways:     []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.1.0.1/24")},
+		Gateways:     []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.0.0.129/25")},
 		HostServices: []HostService{{Name: "x", Target: netip.MustParseAddrPort("127.0.0.1:53")}, {Name: ""}},
 	})
 	var op *OpError
 	if !errors.As(err, &op) || op.Op != "new network" {
 		t.Fatalf("error %v, want an OpError of new network", err)
 	}
-	for _, part := range []string{"MTU 100", "one family", "port 53", `host service ""`} {
+	for _, part := range []string{"MTU 100", "overlap", "port 53", `host service ""`} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("error %q does not say %q", err, part)
 		}

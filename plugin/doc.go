@@ -41,6 +41,25 @@
 // later step fails; the last step is the printing, because a runtime that did
 // not get the result does not know what it would have to delete.
 //
+// # Addresses
+//
+// For ipam.type "usernet", the default, the keys of ipam are host-local's, with
+// its choice of addresses, so that a configuration moves over by changing the
+// type: "ranges" (or "subnet", "rangeStart", "rangeEnd", "gateway" of one
+// range), "routes", "resolvConf", and "dataDir", which has no effect since the
+// daemon keeps the leases. A container gets one address of every set, those of
+// the capability ipRanges first. Unlike with host-local an address rests for
+// 60 s after its container has gone, while others are free.
+//
+//	"ipam": {"ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]], "sticky": true}
+//
+// With "sticky" a container gets the addresses again that the last container of
+// its name had on this network and interface, as far as nobody else has them,
+// over restarts of the daemon and of the machine. The name is K8S_POD_NAMESPACE
+// and K8S_POD_NAME of CNI_ARGS (podman gives a container's name as the latter)
+// or nerdctl's NERDCTL_CNI_DHCP_HOSTNAME; without any of them, as with
+// cnitool, the key has no effect. Addresses that were asked for go first.
+//
 // # TUN or TAP
 //
 // The key "device" of the configuration says what the container gets: "tun",
@@ -80,7 +99,8 @@
 // # The daemon is not there
 //
 // ADD, GC and STATUS start it unless the configuration says "autostart": false.
-// CHECK reports its absence. DEL never starts it: it removes what it can reach,
+// CHECK reports its absence. One that goes while it is asked is asked again when
+// it is back, or the ADD fails as a whole with code 11. DEL never starts it: it removes what it can reach,
 // writes a tombstone beside the socket (package control), which the next daemon
 // replays before it serves, and succeeds. VERSION does not look for it.
 package plugin

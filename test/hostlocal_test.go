@@ -66,6 +66,11 @@ var hostLocalCases = []struct {
 	{"two sets of one family", keys{"ranges": [][]keys{
 		{{"subnet": "10.60.0.0/24", "rangeEnd": "10.60.0.99"}}, {{"subnet": "10.60.0.0/24", "rangeStart": "10.60.0.100"}}}}, []leasing{
 		{do: "add a"}, {do: "add b", args: "IP=10.60.0.120"}}},
+	{"two subnets in a set", keys{"ranges": [][]keys{{
+		{"subnet": "10.60.0.0/24", "rangeStart": "10.60.0.20", "rangeEnd": "10.60.0.20", "gateway": "10.60.0.254"}, {"subnet": "10.61.0.0/24"}}}}, []leasing{
+		{do: "add a"}, {do: "add b"}, {do: "add c", args: "IP=10.61.0.77"}, {do: "add d", args: "IP=10.61.0.1"}, {do: "add d"}}},
+	{"two subnets in two sets", keys{"ranges": [][]keys{{{"subnet": "10.60.0.0/24"}}, {{"subnet": "10.61.0.0/24"}}, {{"subnet": "fd60::/64"}}, {{"subnet": "fd61::/64"}}}}, []leasing{
+		{do: "add a"}, {do: "add b"}}},
 	{"older form and ranges", keys{"subnet": "10.60.0.0/24", "ranges": [][]keys{{{"subnet": "fd60::/64"}}}}, []leasing{{do: "add a"}}},
 	{"ipRanges first", keys{"ranges": [][]keys{{{"subnet": "fd60::/64"}}}}, []leasing{
 		{do: "add a", runtime: keys{"ipRanges": [][]keys{{{"subnet": "10.60.0.0/24", "rangeStart": "10.60.0.40"}}}}},

@@ -352,7 +352,7 @@ func (a *attaching) dns() control.DNSConf {
 	}
 	if len(dns.Nameservers) == 0 {
 		for _, g := range a.n.rec.Gateways {
-			if slices.ContainsFunc(a.l.rec.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == g.Addr().Is4() }) {
+			if slices.ContainsFunc(a.l.rec.Addrs, func(p netip.Prefix) bool { return g.Contains(p.Addr()) }) {
 				dns.Nameservers = append(dns.Nameservers, g.Addr())
 			}
 		}

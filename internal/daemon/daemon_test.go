@@ -80,7 +80,10 @@ func TestBadNetworksAreRefused(t *testing.T) {
 		{"same name", control.CreateNetworkRequest{Name: "a", Subnets: []netip.Prefix{p("10.7.0.0/24")}}, control.CodeNetworkExists, []string{"network a exists"}},
 		{"overlap names both", control.CreateNetworkRequest{Name: "b", Subnets: []netip.Prefix{p("10.1.0.128/25")}}, control.CodeNetworkExists, []string{"network b", "10.1.0.128/25", "10.1.0.0/24", "network a"}},
 		{"overlap by one that holds it", control.CreateNetworkRequest{Name: "b", Subnets: []netip.Prefix{p("10.0.0.0/8")}}, control.CodeNetworkExists, []string{"network a"}},
-		{"two subnets of a family", control.CreateNetworkRequest{Name: "b", Subnets: []netip.Prefix{p("10.2.0.0/24"), p("10.3.0.0/24")}}, control.CodeInvalid, []string{"one subnet and one gateway per family"}},
+		{"two gateways of a subnet", control.CreateNetworkRequest{Name: "b", Sets: [][]control.Range{
+			{{Subnet: p("10.2.0.0/24"), RangeEnd: netip.MustParseAddr("10.2.0.9")}},
+			{{Subnet: p("10.2.0.0/24"), RangeStart: netip.MustParseAddr("10.2.0.10"), Gateway: netip.MustParseAddr("10.2.0.2")}},
+		}}, control.CodeInvalid, []string{"10.2.0.1/24", "10.2.0.2/24", "same gateway"}},
 		{"too small", control.CreateNetworkRequest{Name: "b", Subnets: []netip.Prefix{p("10.2.0.0/31")}}, control.CodeInvalid, []string{"10.2.0.0/31"}},
 		{"host bits", control.CreateNetworkRequest{Name: "b", Subnets: []netip.Prefix{p("10.2.0.5/24")}}, control.CodeInvalid, []string{"10.2.0.5/24"}},
 		{"bad name", control.CreateNetworkRequest{Name: "../b"}, control.CodeInvalid, []string{`"../b"`}},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -175,11 +176,13 @@ func (b *brokenLeases) Commit(ctx context.Context, c ipam.Change) error {
 	return b.Store.Commit(ctx, c)
 }
 
-// TestNetnsLinkStaysUntilItsLeaseIsReleased: a DEL that cannot release the
-// address fails, and the next one releases it.
-func TestNetnsLinkStaysUntilItsLeaseIsReleased(t *testing.T) {
-	r := start(t, testConfig(t))
-	attach(t, r.Client, request("other")) // makes the network
+// breakable makes the daemon's network lease from a store that can be broken.
+func breakable(t *testing.T, r *running) *brokenLeases {
+	t.Helper()
+	box := attach(t, r.Client, request("first")) // makes the network
+	if _, err := r.Detach(t.Context(), box.key); err != nil {
+		t.Fatal(err)
+	}
 	n := r.d.network("net")
 	store := &brokenLeases{Store: ipam.NewBoltStore(r.d.store.db, ipamBucket("net"))}
 	pool, err := ipam.Open(t.Context(), ipam.Config{Sets: n.rec.Sets}, store)
@@ -187,6 +190,14 @@ func TestNetnsLinkStaysUntilItsLeaseIsReleased(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.pool = pool // nothing else is under way
+	return store
+}
+
+// TestNetnsLinkStaysUntilItsLeaseIsReleased: a DEL that cannot release the
+// address fails, and the next one releases it.
+func TestNetnsLinkStaysUntilItsLeaseIsReleased(t *testing.T) {
+	r := start(t, testConfig(t))
+	store := breakable(t, r)
 	a := attach(t, r.Client, request("a"))
 	store.broken.Store(true)
 	if _, err := r.Detach(t.Context(), a.key); err == nil {
@@ -199,7 +210,28 @@ func TestNetnsLinkStaysUntilItsLeaseIsReleased(t *testing.T) {
 	if removed, err := r.Detach(t.Context(), a.key); !removed || err != nil {
 		t.Errorf("second DEL: %v, %v", removed, err)
 	}
-	if w := r.world(t); w.Leases != 1 || len(w.Links) != 1 || len(w.Records) != 1 || w.Switch != 1 {
+	if w := r.world(t); w.Leases+len(w.Links)+len(w.Records)+w.Switch != 0 {
+		t.Errorf("left: %+v", w)
+	}
+}
+
+// TestNetnsGCGoesOnPastErrors: every link is tried, every failure is told, and
+// the next GC has what is left.
+func TestNetnsGCGoesOnPastErrors(t *testing.T) {
+	r := start(t, testConfig(t))
+	store := breakable(t, r)
+	a, b := attach(t, r.Client, request("a")), attach(t, r.Client, request("b"))
+	store.broken.Store(true)
+	_, err := r.GC(t.Context(), "net", control.GCRequest{Owner: "test"})
+	if err == nil || !strings.Contains(err.Error(), a.key.String()) || !strings.Contains(err.Error(), b.key.String()) {
+		t.Errorf("GC on a broken store: %v, want both links named", err)
+	}
+	store.broken.Store(false)
+	reply, err := r.GC(t.Context(), "net", control.GCRequest{Owner: "test"})
+	if err != nil || len(reply.Removed) != 2 {
+		t.Errorf("second GC: %+v, %v", reply, err)
+	}
+	if w := r.world(t); w.Leases+len(w.Links)+len(w.Records)+w.Switch != 0 {
 		t.Errorf("left: %+v", w)
 	}
 }

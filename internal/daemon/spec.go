@@ -64,7 +64,7 @@ func checkMTU(mtu int) error {
 }
 
 // normalizeSets fills in what the ranges leave out and returns the network's
-// gateways, one per family: the switch has one address of each.
+// gateways, one per subnet.
 func normalizeSets(sets [][]control.Range) ([][]ipam.Range, []netip.Prefix, error) {
 	cfg := ipam.Config{}
 	for _, set := range sets {
@@ -81,12 +81,12 @@ func normalizeSets(sets [][]control.Range) ([][]ipam.Range, []netip.Prefix, erro
 	var gateways []netip.Prefix
 	for _, r := range slices.Concat(cfg.Sets...) {
 		g := netip.PrefixFrom(r.Gateway, r.Subnet.Bits())
-		i := slices.IndexFunc(gateways, func(o netip.Prefix) bool { return o.Addr().Is4() == g.Addr().Is4() })
+		i := slices.IndexFunc(gateways, func(o netip.Prefix) bool { return o.Masked() == g.Masked() })
 		switch {
 		case i < 0:
 			gateways = append(gateways, g)
 		case gateways[i] != g:
-			return nil, nil, fmt.Errorf("gateways %v and %v are of one family: a network has one subnet and one gateway per family", gateways[i], g)
+			return nil, nil, fmt.Errorf("gateways %v and %v are of one subnet: give all ranges of it the same gateway", gateways[i], g)
 		}
 	}
 	return cfg.Sets, gateways, nil

@@ -36,7 +36,7 @@ type networkRecord struct {
 	Name         string                `json:"name"`
 	Source       control.NetworkSource `json:"source"`
 	Sets         [][]ipam.Range        `json:"sets,omitempty"` // normalized; empty: addresses are leased elsewhere
-	Gateways     []netip.Prefix        `json:"gateways"`       // one per family
+	Gateways     []netip.Prefix        `json:"gateways"`       // one per subnet
 	MTU          int                   `json:"mtu"`
 	Internal     bool                  `json:"internal,omitempty"`
 	HostServices []control.HostService `json:"hostServices,omitempty"`
