@@ -30,6 +30,9 @@ type PublishConfig struct {
 	// Host is the host address and port to listen on, when neither Listener
 	// nor PacketConn is given. Zero address: 127.0.0.1, never all addresses.
 	// Zero port: one that the kernel picks, see [Publication.Host].
+	//
+	// With Listener or PacketConn it is what clients ask for, where a rule of
+	// the host leads from there to the socket. Zero: the socket's address.
 	Host netip.AddrPort
 
 	// Port is the container's port. Required.
@@ -42,6 +45,10 @@ type PublishConfig struct {
 
 	// PacketConn is the same for UDP.
 	PacketConn net.PacketConn
+
+	// Ended is called once, when the publication has ended and its socket is
+	// closed; not when Publish fails. Nil: nobody is told.
+	Ended func()
 }
 
 // Publication is a host listener that leads to a link's port.
@@ -55,6 +62,7 @@ type Publication struct {
 
 	half  io.Closer // the protocol's half: listener or socket, and its goroutine
 	owner *publications
+	ended func()
 	once  sync.Once
 	err   error // of the first Close
 }
@@ -68,7 +76,7 @@ func (p *Publication) Proto() string { return p.proto }
 // Link is the link that the publication leads to.
 func (p *Publication) Link() *Link { return p.link }
 
-// Host is the address that is listened on, with the port that it really got.
+// Host is the address that clients ask for, with the port that it really got.
 func (p *Publication) Host() netip.AddrPort { return p.host }
 
 // Port is the container's port.
@@ -89,6 +97,9 @@ func (p *Publication) Close() error {
 	p.once.Do(func() {
 		p.err = p.half.Close()
 		p.owner.remove(p)
+		if p.ended != nil {
+			p.ended()
+		}
 	})
 	return p.err
 }
@@ -182,7 +193,7 @@ func (s *Switch) publish(cfg PublishConfig) (*Publication, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Publication{proto: cfg.Proto, link: l, port: cfg.Port}
+	p := &Publication{proto: cfg.Proto, link: l, port: cfg.Port, ended: cfg.Ended}
 	var undo undo.List
 	defer undo.Run()
 	start, err := s.openHalf(p, &cfg, &undo)
@@ -238,7 +249,7 @@ func (s *Switch) openHalf(p *Publication, cfg *PublishConfig, undo *undo.List) (
 		}
 		undo.Add(func() { ln.Close() })
 	}
-	if p.host, err = addrPortOf(ln.Addr()); err != nil {
+	if p.host, err = cfg.hostOf(cfg.Listener != nil, ln.Addr()); err != nil {
 		return nil, err
 	}
 	a := newAcceptor(s.tcp, p, ln)
@@ -254,11 +265,19 @@ func (s *Switch) openUDP(p *Publication, cfg *PublishConfig, undo *undo.List) (s
 		}
 		undo.Add(func() { pc.Close() })
 	}
-	if p.host, err = addrPortOf(pc.LocalAddr()); err != nil {
+	if p.host, err = cfg.hostOf(cfg.PacketConn != nil, pc.LocalAddr()); err != nil {
 		return nil, err
 	}
 	p.half, start, err = s.udp.publish(p, pc)
 	return start, err
+}
+
+// hostOf returns what clients ask for to come to a socket.
+func (cfg *PublishConfig) hostOf(given bool, socket net.Addr) (netip.AddrPort, error) {
+	if given && cfg.Host.Port() != 0 {
+		return unmapped(cfg.Host), nil
+	}
+	return addrPortOf(socket)
 }
 
 func (s *Switch) listenTCP(host netip.AddrPort) (net.Listener, error) {

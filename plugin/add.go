@@ -41,7 +41,7 @@ type adding struct {
 	request control.AttachRequest
 	tun     *os.File   // or TAP
 	device  string     // temporary name in the own namespace
-	sockets []*os.File // of request.Publications, in order
+	sockets []*os.File // of request.Publications, as opened.files
 	link    *control.Attachment
 	iface   netns.Interface
 	made    outcome
@@ -64,6 +64,7 @@ func (i *invocation) add(ctx context.Context) error {
 		{"attach", a.attach},
 		{"move", a.moveIn},
 		{"dhcp", a.askDHCP},
+		{"sysctl", a.setSysctls},
 		{"verify", a.verify},
 		{"commit", a.commit},
 		{"print", a.print},
@@ -308,7 +309,7 @@ func (a *adding) deleteDevice() {
 // openPorts opens the host side of the port mappings. Closing it again is
 // close's, which runs in any case.
 func (a *adding) openPorts(ctx context.Context) error {
-	if len(a.conf.Runtime.PortMappings) == 0 {
+	if len(a.conf.Runtime.PortMappings) == 0 || a.conf.Publish.Mode == publishNone {
 		return nil
 	}
 	have, err := a.families(ctx)
@@ -448,7 +449,10 @@ func (a *adding) moveIn(ctx context.Context) error {
 // verify looks at the container from inside: a result must not promise what is
 // not there.
 func (a *adding) verify(context.Context) error {
-	if err := a.target.Do(func() error { return netns.Verify(a.iface) }); err != nil {
+	err := a.target.Do(func() error {
+		return errors.Join(netns.Verify(a.iface), a.conf.checkSysctls(a.params.IfName))
+	})
+	if err != nil {
 		return fmt.Errorf("verify %s in CNI_NETNS=%q: %w", a.params.IfName, a.params.Netns, err)
 	}
 	return unlockNetns(a.target)

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
+	"github.com/usernet/usernet/internal/redirect"
 )
 
 // buildUsernet builds the real daemon, once, below the test binary's directory,
@@ -46,6 +48,9 @@ type bed struct {
 	ctrPath   string
 	socket    string
 	client    *control.Client
+	daemon    *exec.Cmd // of startDaemon
+	runtime   string    // that runs the plugin; "test" if empty
+	caller    int       // its process; 0: unknown
 }
 
 // newBed makes namespaces without a daemon.
@@ -69,6 +74,7 @@ func (b *bed) startDaemon() {
 	cmd := exec.Command(binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(b.t.TempDir(), "state"))
 	cmd.Stdout, cmd.Stderr = &log, &log
 	nstest.Start(b.t, b.host, cmd)
+	b.daemon = cmd
 	b.t.Cleanup(func() {
 		if b.t.Failed() {
 			b.t.Logf("the daemon said:\n%s", log.String())
@@ -109,7 +115,7 @@ func (b *bed) runAs(name, verb, config string, hook func(string) error, env ...s
 	inv := &invocation{Process: Process{
 		Name:  "/usr/libexec/cni/" + name,
 		Env:   append([]string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + b.ctrPath}, env...),
-		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Runtime: "test",
+		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Runtime: cmp.Or(b.runtime, "test"), Caller: b.caller,
 	}, version: newestVersion, afterStep: hook}
 	err := b.host.Do(func() error { return inv.run(context.Background()) })
 	if undone := stderr.String(); strings.Contains(undone, "undo:") {
@@ -161,6 +167,14 @@ func (b *bed) world(ipamDir string) []string {
 			return nil
 		})
 	}
+	for _, table := range b.redirects() {
+		world = append(world, fmt.Sprintf("host: redirects of %s: %v", table.Owner, table.Rules))
+	}
+	nstest.In(b.t, b.ctr, func() error {
+		value, err := netns.Sysctl("ipv4/tcp_fin_timeout")
+		world = append(world, "container: net.ipv4.tcp_fin_timeout is "+value)
+		return err
+	})
 	links, err := b.client.Links(context.Background(), "")
 	if err != nil {
 		b.t.Fatal(err)
@@ -188,7 +202,35 @@ func (b *bed) world(ipamDir string) []string {
 	return world
 }
 
+// redirects lists what the host redirects.
+func (b *bed) redirects() []redirect.Table {
+	b.t.Helper()
+	var tables []redirect.Table
+	nstest.In(b.t, b.host, func() (err error) {
+		tables, err = redirect.List()
+		return err
+	})
+	return tables
+}
+
 // stone is where the bed's DEL leaves its tombstone.
 func (b *bed) stone() string {
 	return filepath.Join(filepath.Dir(b.socket), "tombstones", "web~c1~eth0")
+}
+
+// decode and encode are for configurations that a test changes.
+func decode(t *testing.T, text string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func encode(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -35,7 +36,10 @@ func (i *invocation) check(ctx context.Context) error {
 		return err
 	}
 	defer target.Close()
-	if err := target.Do(func() error { return checkInterface(want, i.conf.Device) }); err != nil {
+	err = target.Do(func() error {
+		return errors.Join(checkInterface(want, i.conf.Device), i.conf.checkSysctls(i.params.IfName))
+	})
+	if err != nil {
 		return fail(ErrAttachment, "interface %s in CNI_NETNS=%q: %v", i.params.IfName, i.params.Netns, err)
 	}
 	if err := i.checkLink(ctx, target.Inode(), want); err != nil {
@@ -74,7 +78,11 @@ func (i *invocation) expected(prev *types100.Result) (netns.Interface, error) {
 	if len(addrs) == 0 {
 		return netns.Interface{}, fail(types.ErrInvalidNetworkConfig, `"prevResult" has no address of the interface %s`, i.params.IfName)
 	}
-	iface, err := kernelInterface(i.params.IfName, prev.Interfaces[index].Mtu, addrs, ownRoutes(prev.Routes, gateways))
+	mtu := prev.Interfaces[index].Mtu
+	if mtu == 0 {
+		mtu = i.conf.MTU // results did not tell before 1.1.0
+	}
+	iface, err := kernelInterface(i.params.IfName, mtu, addrs, ownRoutes(prev.Routes, gateways))
 	if mac := prev.Interfaces[index].Mac; err == nil && mac != "" && i.conf.tap() {
 		iface.MAC, err = parseMAC("prevResult.interfaces.mac", mac)
 	}

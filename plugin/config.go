@@ -39,6 +39,13 @@ type config struct {
 	// Autostart lets ADD, GC and STATUS start the daemon when nothing serves
 	// the socket. The key "autostart", default true.
 	Autostart bool
+	// Publish says how port mappings become reachable. The key "publish".
+	Publish publishConf
+	// Routes of the container besides those of IPAM, or besides the default
+	// routes, of which they replace those of the same destination.
+	Routes []*types.Route
+	// Sysctls of the container's namespace, by key as the configuration has it.
+	Sysctls map[string]string
 	// IPAM says where addresses come from.
 	IPAM ipamConfig
 	// DNS is what the result tells the runtime; what is empty the daemon fills
@@ -65,8 +72,9 @@ type config struct {
 // argsCNI is the part of "args" that CONVENTIONS.md gives a meaning and that
 // usernet acts on.
 type argsCNI struct {
-	IPs []string `json:"ips"`
-	MAC string   `json:"mac"`
+	IPs     []string          `json:"ips"`
+	MAC     string            `json:"mac"`
+	Sysctls map[string]string `json:"sysctl"` // beat the configuration's, key by key
 }
 
 // field decodes the value of one key into a config.
@@ -88,6 +96,9 @@ var fields = map[string]field{
 	"egressBurst":               limit(func(b *bandwidth) *uint64 { return &b.EgressBurst }),
 	"internal":                  func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Internal) },
 	"autostart":                 func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Autostart) },
+	"publish":                   decodePublish,
+	"routes":                    decodeRoutes,
+	"sysctl":                    func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Sysctls) },
 	"ipam":                      decodeIPAM,
 	"dns":                       decodeDNS,
 	"runtimeConfig":             decodeRuntime,
@@ -168,6 +179,7 @@ func (c *config) disagreements() []*types.Error {
 	if err := c.IPAM.checkDHCP(c.tap()); err != nil {
 		faults = append(faults, err)
 	}
+	faults = append(faults, c.sysctlFaults()...)
 	if c.MTU != 0 && c.MTU < minMTU(c) {
 		faults = append(faults, badValue("mtu", c.MTU, "IPv6 needs at least 1280 (RFC 8200 section 5)"))
 	}

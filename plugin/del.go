@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/redirect"
 )
 
 // detachPatience bounds how long a DEL waits for a daemon that accepts and
@@ -25,8 +27,10 @@ func (i *invocation) del(ctx context.Context) error {
 	if i.conf.IPAM.dhcp() {
 		i.releaseDHCP(ctx)
 	}
+	err := i.detach(ctx)
+	i.forgetFlows()
 	return errors.Join(
-		i.detach(ctx),
+		err,
 		i.deleteInterface(),
 		i.releaseIPAM(ctx),
 	)
@@ -63,6 +67,27 @@ func (i *invocation) tryDetach(ctx context.Context) (left bool, err error) {
 		return true, nil
 	}
 	return false, fmt.Errorf("detach %s: %w", i.key(), err)
+}
+
+// forgetFlows makes the host forget the conversations with redirected UDP ports;
+// the redirects themselves went with the link. It is done for all UDP ports that
+// might have been redirected, as a DEL may not know.
+func (i *invocation) forgetFlows() {
+	if m := i.conf.Publish.Mode; m == publishListen || m == publishNone {
+		return
+	}
+	var rules []redirect.Rule
+	for n := range i.conf.Runtime.PortMappings {
+		m := &i.conf.Runtime.PortMappings[n]
+		hosts, err := i.conf.Publish.hostIPs(m, families{v4: true, v6: true})
+		if err != nil || m.Protocol != "udp" {
+			continue // what could not be published was not
+		}
+		for _, host := range hosts {
+			rules = append(rules, redirect.Rule{Proto: m.Protocol, Host: netip.AddrPortFrom(host, uint16(m.HostPort))})
+		}
+	}
+	redirect.Forget(rules)
 }
 
 // deleteInterface removes the device from the container, where its namespace

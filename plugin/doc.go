@@ -24,17 +24,18 @@
 //  2. Addresses: the IPAM plugin that ipam.type names is run, or, for
 //     ipam.type "usernet", the daemon leases them in step 4.
 //  3. In the plugin's own namespace: the device under a temporary name, and one
-//     listening socket for each port mapping and address family. Created
-//     outside and moved in, its death is visible at its descriptor, and
-//     the sockets are where the runtime's users expect them (a rootless
-//     runtime runs plugins in a namespace of its own).
+//     listening socket for each port mapping and address family (see
+//     "Published ports"). Created outside and moved in, the device's death is
+//     visible at its descriptor, and the sockets are where the runtime's users
+//     expect them (a rootless runtime runs plugins in a namespace of its own).
 //  4. The daemon gets the descriptors and answers with the addresses. The link
 //     is uncommitted: it ends with the connection, so a plugin that dies here
 //     leaves nothing.
 //  5. With the namespace locked against other ADDs: the device is moved into the
 //     container, renamed, given addresses and routes, set up, and compared with
 //     what was wanted. Default routes of several networks get metrics by
-//     the number in the interface's name, so that eth0's is the one in use.
+//     the number in the interface's name, so that eth0's is the one in use. Then the
+//     sysctls of the configuration are set.
 //  6. Commit, then the result is printed in the configuration's version.
 //
 // Every step puts its inverse on an undo list, which runs in reverse when a
@@ -88,6 +89,50 @@
 // DHCP; DHCPv6 and router advertisements are not served.
 //
 // Clients inside a container with a TAP are answered too, whichever the type.
+//
+// # Published ports
+//
+//	"publish": {"mode": "auto", "defaultHostIP": "127.0.0.1"}
+//
+// A port mapping without hostIP is published at defaultHostIP, and without that
+// at every address of the host, as the reference plugin portmap does and as
+// runtimes promise their users; of each family that the container has. A port
+// in use is code 100, which names the holder. The mode says how:
+//
+//   - listen: the plugin opens a socket on the host port, with its caller's
+//     rights and in its caller's namespace, and hands it to the daemon.
+//   - redirect: the socket is on another port of the same address, and a rule of
+//     nf_tables leads there (package redirect), from the host itself and from
+//     elsewhere, past whoever listens on the host port. The client's address is
+//     kept. The rule lives by a descriptor that the daemon holds beside the
+//     socket: it goes with the link, the publication or the daemon, even if
+//     killed, and needs no clean-up by DEL, GC or anybody. It needs Linux 5.12
+//     and CAP_NET_ADMIN in the plugin's namespace; without, code 105 says so.
+//     Ports that usernet publishes for another container are never taken.
+//   - auto, the default: listen, and redirect only where the calling runtime
+//     keeps the port for this very container: the runtime's process holds it, or
+//     a child of that (nerdctl's "sleep infinity"), or the container's conmon.
+//     And for root's podman, which listens on published ports itself after the
+//     ADD and fails when the plugin does, unless enable_port_reservation =
+//     false in containers.conf, which is read for it. A port of any other
+//     process is an error.
+//   - none: mappings are accepted and not published, for runtimes that see to
+//     them themselves (CRI-O).
+//
+// # Sysctls, routes, MTU
+//
+// The key "sysctl" ({"net.ipv4.ip_default_ttl": "33"}) is the reference plugin
+// tuning's: keys below net. alone, written with dots or slashes, where a part
+// IFNAME stands for the container's interface; args.cni.sysctl beats it key by
+// key. A failing ADD sets them back, a DEL does not, as
+// with the reference.
+//
+// The key "routes" adds routes to those of "ipam" or, where ipam has none, to
+// the default routes: dst, gw (without: the gateway), mtu, advmss, priority,
+// table and scope. Routes without a priority that lead where the container has
+// a route already get a worse one, so that two networks of a container may both
+// bring a default route. The result of version 1.1.0 tells all of it, and CHECK
+// compares what the result tells, the sysctls and the MTU with the kernel.
 //
 // # Bandwidth
 //

@@ -10,6 +10,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/netns"
 )
 
 // Error codes of usernet's own, beside those of the CNI specification
@@ -89,6 +90,8 @@ func asCNI(err error) *types.Error {
 		code = types.ErrTryAgainLater
 	case errors.Is(err, control.ErrForeign):
 		code = ErrDaemonProtocol
+	case errors.Is(err, netns.ErrInvalid):
+		code = types.ErrInvalidNetworkConfig
 	default:
 		if ctl, ok := errors.AsType[*control.Error](err); ok {
 			code = codeOf(ctl.Code)

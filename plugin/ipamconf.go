@@ -3,7 +3,6 @@ package plugin
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -97,14 +96,9 @@ func (f *ipamFields) settle(c *config) error {
 		return err
 	}
 	c.IPAM.Sets = sets
-	for _, r := range f.Routes {
-		route, err := decodeRoute(r)
-		if err != nil {
-			return badValue("ipam.routes", r, err.Error())
-		}
-		c.IPAM.Routes = append(c.IPAM.Routes, route)
-	}
-	return nil
+	var err error
+	c.IPAM.Routes, err = routeList("ipam.routes", f.Routes)
+	return err
 }
 
 // decodeHostLocal decodes "ipam" of type host-local to be served by the daemon.
@@ -115,32 +109,6 @@ func decodeHostLocal(c *config, raw json.RawMessage) error {
 	}
 	c.IPAM.Type = nativeIPAM
 	return f.settle(c)
-}
-
-// decodeRoute decodes one route (SPEC.md "routes" of the success result).
-func decodeRoute(raw json.RawMessage) (*types.Route, error) {
-	var r struct {
-		Dst      types.IPNet `json:"dst"`
-		GW       net.IP      `json:"gw"`
-		MTU      int         `json:"mtu"`
-		AdvMSS   int         `json:"advmss"`
-		Priority int         `json:"priority"`
-		Table    *int        `json:"table"`
-		Scope    *int        `json:"scope"`
-	}
-	if err := decodeStrict(raw, &r); err != nil {
-		return nil, err
-	}
-	if r.Dst.IP == nil {
-		return nil, fmt.Errorf(`"dst" is missing`)
-	}
-	if r.GW != nil && (r.GW.To4() == nil) != (r.Dst.IP.To4() == nil) {
-		return nil, fmt.Errorf("dst and gw are of different families")
-	}
-	return &types.Route{
-		Dst: net.IPNet(r.Dst), GW: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS,
-		Priority: r.Priority, Table: r.Table, Scope: r.Scope,
-	}, nil
 }
 
 // checkSets judges ranges by host-local's rules, so that the fault is told

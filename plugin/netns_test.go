@@ -40,8 +40,18 @@ func TestNetnsAddUndoesEachStep(t *testing.T) {
 		Type: ipamName, Dir: dir, Addresses: []string{"10.99.0.5/24 10.99.0.1", "fd99::5/64 fd99::1"}}})
 	tap := b.config(map[string]any{"name": "wire", "device": "tap", "runtimeConfig": ports, "ipam": map[string]any{
 		"ranges": []any{[]any{map[string]any{"subnet": "10.87.0.0/24"}}, []any{map[string]any{"subnet": "fd87::/64"}}}}})
-	for name, config := range map[string]string{"native": native, "delegated": delegated, "tap": tap} {
+	behind := b.config(map[string]any{"name": "behind", "runtimeConfig": ports, "publish": map[string]any{"mode": "redirect"},
+		"sysctl": map[string]string{"net.ipv4.tcp_fin_timeout": "33", "net.ipv4.conf.IFNAME.rp_filter": "2"},
+		"routes": []any{map[string]any{"dst": "10.9.0.0/16", "table": 77}}, "ipam": map[string]any{
+			"ranges": []any{[]any{map[string]any{"subnet": "10.86.0.0/24"}}}}})
+	// Like that of the reference plugin tuning, a DEL leaves sysctls as they are:
+	// who else has come to rely on them is not known.
+	resetSysctl := func() {
+		nstest.In(t, b.ctr, func() error { return netns.SetSysctl("ipv4/tcp_fin_timeout", "60") })
+	}
+	for name, config := range map[string]string{"native": native, "delegated": delegated, "tap": tap, "redirect": behind} {
 		t.Run(name, func(t *testing.T) {
+			resetSysctl()
 			before := b.world(dir)
 			files := openFiles(t)
 			var steps []string
@@ -69,6 +79,7 @@ func TestNetnsAddUndoesEachStep(t *testing.T) {
 			if _, err := b.run(cmdDel, config, nil, "CNI_PATH="+path); err != nil {
 				t.Fatal(err)
 			}
+			resetSysctl()
 			for _, step := range append(slices.Clip(steps), "del") {
 				if step != "del" { // the first round compares what the DEL left
 					if err := add(step); !errors.Is(err, errInjected) {

@@ -34,6 +34,9 @@ type Process struct {
 	// garbage collection judges only links of the same name, so that two
 	// runtimes can share a network. Empty is a name too.
 	Runtime string
+	// Caller is the process of that program. A host port that it holds is held
+	// for the container. 0: unknown.
+	Caller int
 	// Release is usernet's own version. Empty: "unknown".
 	Release string
 }

@@ -32,7 +32,7 @@ func refuseConditions(key string) field {
 }
 
 func (i *invocation) portmapAdd(ctx context.Context) error {
-	if len(i.conf.Runtime.PortMappings) == 0 {
+	if len(i.conf.Runtime.PortMappings) == 0 || i.conf.Publish.Mode == publishNone {
 		return i.passOn()
 	}
 	prev, err := i.prevResult()
@@ -85,6 +85,7 @@ func (i *invocation) portmapDel(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, detachPatience)
 	defer cancel()
 	_, err := i.client.UnpublishLink(ctx, i.key(), specs)
+	i.forgetFlows()
 	return forgotten(err)
 }
 

@@ -17,6 +17,9 @@ import (
 	"github.com/usernet/usernet/internal/portowner"
 )
 
+// mappingsKey is where port mappings come from.
+const mappingsKey = "runtimeConfig.portMappings"
+
 // families says which address families a container has.
 type families struct{ v4, v6 bool }
 
@@ -41,20 +44,28 @@ func (f families) String() string {
 }
 
 // hostIPs returns the host addresses that a mapping is published at: the one
-// that it names, or every address of each family that the container has. A
-// mapping whose address is of a family that the container lacks cannot work,
-// and is an error rather than a port that nobody answers.
-func (m *portMapping) hostIPs(have families) ([]netip.Addr, error) {
+// that it names; else the configuration's default; else every address of each
+// family that the container has. A mapping whose address is of a family that
+// the container lacks cannot work, and is an error rather than a port that
+// nobody answers.
+func (p *publishConf) hostIPs(m *portMapping, have families) ([]netip.Addr, error) {
 	if m.HostIP != "" {
 		a, err := netip.ParseAddr(m.HostIP)
 		if err != nil {
-			return nil, badValue("runtimeConfig.portMappings", m, "hostIP must be an IPv4 or IPv6 address")
+			return nil, badValue(mappingsKey, m, "hostIP must be an IPv4 or IPv6 address")
 		}
 		if a = a.Unmap(); !have.has(a) {
-			return nil, badValue("runtimeConfig.portMappings", m, fmt.Sprintf(
+			return nil, badValue(mappingsKey, m, fmt.Sprintf(
 				"hostIP is of a family that the container does not have; it has %v", have))
 		}
 		return []netip.Addr{a}, nil
+	}
+	if p.DefaultHostIP.IsValid() {
+		if !have.has(p.DefaultHostIP) {
+			return nil, badValue("publish.defaultHostIP", p.DefaultHostIP, fmt.Sprintf(
+				"it is of a family that the container does not have; it has %v", have))
+		}
+		return []netip.Addr{p.DefaultHostIP}, nil
 	}
 	var all []netip.Addr
 	if have.v4 {
@@ -64,20 +75,6 @@ func (m *portMapping) hostIPs(have families) ([]netip.Addr, error) {
 		all = append(all, netip.IPv6Unspecified())
 	}
 	return all, nil
-}
-
-// openMappings opens the host side of all port mappings in the current
-// namespace. The caller owns the sockets; on error none stays open.
-func (i *invocation) openMappings(ctx context.Context, have families) (specs []control.PublicationSpec, files []*os.File, err error) {
-	for n := range i.conf.Runtime.PortMappings {
-		s, f, err := i.conf.Runtime.PortMappings[n].listen(ctx, have)
-		if err != nil {
-			closeAll(files)
-			return nil, nil, err
-		}
-		specs, files = append(specs, s...), append(files, f...)
-	}
-	return specs, files, nil
 }
 
 // spec describes the publications of a mapping, whatever their host addresses
@@ -91,31 +88,6 @@ func (m *portMapping) spec() (control.PublicationSpec, error) {
 		spec.HostIP = netip.MustParseAddr(m.HostIP).Unmap() // check has parsed it
 	}
 	return spec, nil
-}
-
-// listen opens the sockets of one mapping in the current namespace, in the
-// order of the publications that go with them. On error nothing stays open.
-func (m *portMapping) listen(ctx context.Context, have families) (specs []control.PublicationSpec, files []*os.File, err error) {
-	hosts, err := m.hostIPs(have)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, host := range hosts {
-		at := netip.AddrPortFrom(host, uint16(m.HostPort))
-		f, err := openSocket(ctx, m.Protocol, at)
-		if errors.Is(err, unix.EAFNOSUPPORT) && m.HostIP == "" && len(hosts) > 1 {
-			continue // a kernel without IPv6 has no IPv6 address to publish at
-		}
-		if err != nil {
-			closeAll(files)
-			return nil, nil, m.refused(at, err)
-		}
-		files = append(files, f)
-		specs = append(specs, control.PublicationSpec{
-			Proto: m.Protocol, HostIP: host, HostPort: uint16(m.HostPort), Port: uint16(m.ContainerPort), FD: true,
-		})
-	}
-	return specs, files, nil
 }
 
 // openSocket opens a listening TCP or a bound UDP socket of one family and
@@ -145,7 +117,6 @@ func openSocket(ctx context.Context, proto string, at netip.AddrPort) (*os.File,
 
 // refused explains why a host port could not be had.
 func (m *portMapping) refused(at netip.AddrPort, err error) error {
-	const key = "runtimeConfig.portMappings"
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		owner := "by a process that cannot be seen from here"
@@ -155,15 +126,20 @@ func (m *portMapping) refused(at netip.AddrPort, err error) error {
 		case ok:
 			owner = "by " + holder.String()
 		}
-		return fail(ErrPortInUse, "%s %s: host port %s/%s is in use %s; stop that or choose another host port",
-			key, compact(m), at, m.Protocol, owner)
+		return m.inUse(at, owner)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return badValue(key, m, fmt.Sprintf("hostIP %s is not an address of this host", at.Addr()))
+		return badValue(mappingsKey, m, fmt.Sprintf("hostIP %s is not an address of this host", at.Addr()))
 	case errors.Is(err, fs.ErrPermission):
 		return fail(types.ErrIOFailure, "%s %s: host port %s/%s: %v; lower net.ipv4.ip_unprivileged_port_start or choose a port from 1024",
-			key, compact(m), at, m.Protocol, err)
+			mappingsKey, compact(m), at, m.Protocol, err)
 	}
-	return fail(types.ErrIOFailure, "%s %s: host port %s/%s: %v", key, compact(m), at, m.Protocol, err)
+	return fail(types.ErrIOFailure, "%s %s: host port %s/%s: %v", mappingsKey, compact(m), at, m.Protocol, err)
+}
+
+// inUse says whose a host port is.
+func (m *portMapping) inUse(at netip.AddrPort, owner string) error {
+	return fail(ErrPortInUse, "%s %s: host port %s/%s is in use %s; stop that or choose another host port",
+		mappingsKey, compact(m), at, m.Protocol, owner)
 }
 
 // closeAll closes descriptors that were handed over or are not wanted any more.
@@ -173,34 +149,13 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// checkPublished holds the daemon's link against the port mappings.
-func (i *invocation) checkPublished(l *control.Link, have families) error {
-	var specs []control.PublicationSpec
-	for n := range i.conf.Runtime.PortMappings {
-		m := &i.conf.Runtime.PortMappings[n]
-		hosts, err := m.hostIPs(have)
-		if err != nil {
-			return err
-		}
-		for _, host := range hosts {
-			specs = append(specs, control.PublicationSpec{Proto: m.Protocol, HostIP: host, HostPort: uint16(m.HostPort), Port: uint16(m.ContainerPort)})
-		}
+// published finds the publication that was wanted.
+func published(want control.PublicationSpec, have []control.Publication) (control.Publication, bool) {
+	n := slices.IndexFunc(have, func(h control.Publication) bool {
+		return h.Proto == want.Proto && h.HostIP == want.HostIP && h.HostPort == want.HostPort && h.Port == want.Port
+	})
+	if n < 0 {
+		return control.Publication{}, false
 	}
-	if missing := missingPublications(specs, l.Publications); len(missing) > 0 {
-		return fail(ErrAttachment, "the daemon's link %s does not publish %v", i.key(), missing)
-	}
-	return nil
-}
-
-// missingPublications reports which of the wanted publications are not there.
-func missingPublications(want []control.PublicationSpec, have []control.Publication) []string {
-	var missing []string
-	for _, w := range want {
-		if !slices.ContainsFunc(have, func(h control.Publication) bool {
-			return h.Proto == w.Proto && h.HostIP == w.HostIP && h.HostPort == w.HostPort && h.Port == w.Port
-		}) {
-			missing = append(missing, fmt.Sprintf("%s/%s to port %d", netip.AddrPortFrom(w.HostIP, w.HostPort), w.Proto, w.Port))
-		}
-	}
-	return missing
+	return have[n], true
 }

@@ -30,7 +30,7 @@ func TestHostIPs(t *testing.T) {
 		{"::1", v4, "", "it has IPv4"},
 	} {
 		m := &portMapping{HostPort: 80, ContainerPort: 80, Protocol: "tcp", HostIP: test.hostIP}
-		got, err := m.hostIPs(test.have)
+		got, err := new(publishConf).hostIPs(m, test.have)
 		if test.words != "" {
 			wantError(t, err, types.ErrInvalidNetworkConfig, test.words, test.hostIP)
 		} else if err != nil || fmt.Sprint(got) != test.want {
@@ -50,22 +50,41 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// TestDefaultHostIP: it is for mappings that name none.
+func TestDefaultHostIP(t *testing.T) {
+	c := &publishConf{DefaultHostIP: netip.MustParseAddr("::1")}
+	both := families{v4: true, v6: true}
+	if got, err := c.hostIPs(&portMapping{}, both); err != nil || fmt.Sprint(got) != "[::1]" {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if got, err := c.hostIPs(&portMapping{HostIP: "0.0.0.0"}, both); err != nil || fmt.Sprint(got) != "[0.0.0.0]" {
+		t.Errorf("got %v, %v", got, err)
+	}
+	_, err := c.hostIPs(&portMapping{}, families{v4: true})
+	wantError(t, err, types.ErrInvalidNetworkConfig, "publish.defaultHostIP", "::1", "IPv4")
+}
+
+// listening opens mappings in mode listen, in the test's own namespace.
+func listening(have families, mappings ...portMapping) (*opened, error) {
+	return (&publisher{conf: publishConf{Mode: publishListen}}).open(context.Background(), mappings, have)
+}
+
 // TestListen: each family gets a socket of its own, that works from the
 // descriptor.
 func TestListen(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
-		m := &portMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: proto}
-		specs, files, err := m.listen(context.Background(), families{v4: true, v6: true})
+		m := portMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: proto}
+		o, err := listening(families{v4: true, v6: true}, m)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer closeAll(files)
-		if len(specs) != 2 || len(files) != 2 || specs[0].HostIP.String() != "0.0.0.0" || specs[1].HostIP.String() != "::" || !specs[0].FD {
-			t.Fatalf("%s: specs %+v", proto, specs)
+		defer closeAll(o.files)
+		if len(o.specs) != 2 || len(o.files) != 2 || o.specs[0].HostIP.String() != "0.0.0.0" || o.specs[1].HostIP.String() != "::" || !o.specs[0].FD {
+			t.Fatalf("%s: specs %+v", proto, o.specs)
 		}
 		if proto == "tcp" {
 			for n, host := range []string{"127.0.0.1", "::1"} {
-				l, err := net.FileListener(files[n])
+				l, err := net.FileListener(o.files[n])
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -90,8 +109,8 @@ func TestListenInUse(t *testing.T) {
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
 	before := openFiles(t)
-	m := &portMapping{HostPort: port, ContainerPort: 80, Protocol: "tcp"}
-	_, _, err = m.listen(context.Background(), families{v4: true, v6: true})
+	both, v4 := families{v4: true, v6: true}, families{v4: true}
+	_, err = listening(both, portMapping{HostPort: port, ContainerPort: 80, Protocol: "tcp"})
 	wantError(t, err, ErrPortInUse, fmt.Sprint(port), "portMappings", "by another entry") // it is ours
 	if after := openFiles(t); after != before {
 		t.Errorf("%d descriptors before, %d after", before, after)
@@ -101,11 +120,17 @@ func TestListenInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	m = &portMapping{HostPort: u.LocalAddr().(*net.UDPAddr).Port, ContainerPort: 80, Protocol: "udp", HostIP: "127.0.0.1"}
-	_, _, err = m.listen(context.Background(), families{v4: true})
+	busy := u.LocalAddr().(*net.UDPAddr).Port
+	_, err = listening(v4, portMapping{HostPort: busy, ContainerPort: 80, Protocol: "udp", HostIP: "127.0.0.1"})
 	wantError(t, err, ErrPortInUse, "/udp")
-	m = &portMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"}
-	_, _, err = m.listen(context.Background(), families{v4: true})
+	// A port that is in use by UDP alone is free for TCP.
+	o, err := listening(v4, portMapping{HostPort: busy, ContainerPort: 80, Protocol: "tcp", HostIP: "127.0.0.1"})
+	if err != nil {
+		t.Error(err)
+	} else {
+		closeAll(o.files)
+	}
+	_, err = listening(v4, portMapping{HostPort: freePort(t), ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"})
 	wantError(t, err, types.ErrInvalidNetworkConfig, "192.0.2.1", "not an address of this host")
 }
 

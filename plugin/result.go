@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
+	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
@@ -132,7 +133,7 @@ func routes(configured []*types.Route, addrs []netip.Prefix, gateways []netip.Ad
 		if gw, ok := first[v4]; r.GW == nil && ok {
 			r.GW = gw.AsSlice()
 		}
-		if ones, _ := r.Dst.Mask.Size(); ones == 0 {
+		if ones, _ := r.Dst.Mask.Size(); ones == 0 && inMainTable(r) {
 			given[v4] = true
 		}
 		out = append(out, r)
@@ -146,6 +147,11 @@ func routes(configured []*types.Route, addrs []netip.Prefix, gateways []netip.Ad
 		}
 	}
 	return out
+}
+
+// inMainTable reports whether a route is looked at by everything that is sent.
+func inMainTable(r *types.Route) bool {
+	return r.Table == nil || *r.Table == 0 || *r.Table == unix.RT_TABLE_MAIN
 }
 
 // kernelInterface returns what the namespace is to have, in the kernel's terms.

@@ -62,18 +62,9 @@ func flock(target *netns.Handle, how int) error {
 
 // plan decides what the interface is to have, with the namespace locked.
 func (a *adding) plan() error {
-	configured := a.conf.IPAM.Routes
-	if a.leased != nil {
-		configured = a.leased.Routes
-	}
-	a.made.routes = routes(configured, a.made.addrs, a.made.gateways, a.conf.routing())
-	if a.conf.IPAM.dhcp() {
-		configured, a.made.routes = nil, a.dhcpRoutes()
-	}
-	if len(configured) == 0 {
-		if err := a.target.Do(func() error { return yieldRoutes(a.made.routes, a.params.IfName) }); err != nil {
-			return err
-		}
+	a.made.routes = a.routes()
+	if err := a.target.Do(func() error { return yieldRoutes(a.made.routes, a.params.IfName) }); err != nil {
+		return err
 	}
 	var err error
 	a.iface, err = kernelInterface(a.params.IfName, a.made.mtu, a.made.addrs, a.made.routes)
@@ -84,12 +75,16 @@ func (a *adding) plan() error {
 }
 
 // yieldRoutes gives routes of the current namespace's main table metrics that no
-// other route to where they lead has. A container on several networks has the
-// default route of eth0, that of eth1 when the first goes, and so on by the
-// number at the end of the interface's name, whichever was attached first: go-cni
-// attaches all at once. Among equal numbers the first stays.
+// other route to where they lead has, unless theirs was chosen. A container on
+// several networks has the default route of eth0, that of eth1 when the first
+// goes, and so on by the number at the end of the interface's name, whichever
+// was attached first: go-cni attaches all at once. Among equal numbers the first
+// stays.
 func yieldRoutes(routes []*types.Route, ifName string) error {
 	for _, r := range routes {
+		if r.Priority != 0 || !inMainTable(r) {
+			continue
+		}
 		dst, err := prefix(r.Dst)
 		if err != nil {
 			return err

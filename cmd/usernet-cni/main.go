@@ -24,6 +24,7 @@ func main() {
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
 		Runtime: plugin.ParentName(),
+		Caller:  os.Getppid(),
 		Release: release(),
 	})
 	stop()

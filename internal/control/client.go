@@ -154,8 +154,8 @@ func (c *Client) Publications(ctx context.Context) ([]Publication, error) {
 	return r.Publications, err
 }
 
-// Publish adds a publication. With req.FD set files holds its one socket,
-// which the caller keeps.
+// Publish adds a publication. With req.FD set files holds its one socket, and
+// with req.Redirect the nf_tables socket after it; the caller keeps them.
 func (c *Client) Publish(ctx context.Context, req PublishRequest, files ...*os.File) (Publication, error) {
 	s := newSession(c.path(), files)
 	defer s.close()

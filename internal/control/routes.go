@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -97,7 +96,7 @@ func serveAttach(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	c := connOf(r)
-	files, err := c.take(1 + descriptors(req.Publications))
+	files, err := c.take(1 + descriptors(req.Publications...))
 	if err != nil {
 		return err
 	}
@@ -105,14 +104,19 @@ func serveAttach(a *api, w http.ResponseWriter, r *http.Request) error {
 	return reply(w, rep, err)
 }
 
-// descriptors returns how many descriptors come with publications.
-func descriptors(specs []PublicationSpec) (n int) {
+// descriptors returns how many descriptors come with publications: a socket
+// each, and the owner of the redirects if there are any.
+func descriptors(specs ...PublicationSpec) int {
+	n, redirects := 0, 0
 	for _, s := range specs {
 		if s.FD {
 			n++
 		}
+		if s.Redirect {
+			redirects = 1
+		}
 	}
-	return n
+	return n + redirects
 }
 
 func serveCommit(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -230,19 +234,11 @@ func servePublish(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	want := 0
-	if req.FD {
-		want = 1
-	}
-	files, err := connOf(r).take(want)
+	files, err := connOf(r).take(descriptors(req.PublicationSpec))
 	if err != nil {
 		return err
 	}
-	var file *os.File
-	if want == 1 {
-		file = files[0]
-	}
-	p, err := a.Handler.Publish(r.Context(), &req, file)
+	p, err := a.Handler.Publish(r.Context(), &req, files)
 	return reply(w, p, err)
 }
 
@@ -255,7 +251,7 @@ func servePublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	files, err := connOf(r).take(descriptors(req.Publications))
+	files, err := connOf(r).take(descriptors(req.Publications...))
 	if err != nil {
 		return err
 	}

@@ -48,9 +48,11 @@ type Handler interface {
 	GC(ctx context.Context, network string, req *GCRequest) (*GCReply, error)
 
 	Publications(ctx context.Context) ([]Publication, error)
-	// Publish owns file, which is nil unless req.FD is set.
-	Publish(ctx context.Context, req *PublishRequest, file *os.File) (*Publication, error)
-	// PublishLink owns files: one for each publication with FD set, in order.
+	// Publish owns files: the socket with FD set, and then the nf_tables socket
+	// with Redirect set.
+	Publish(ctx context.Context, req *PublishRequest, files []*os.File) (*Publication, error)
+	// PublishLink owns files: one for each publication with FD set, in order,
+	// and then the nf_tables socket when one has Redirect set.
 	PublishLink(ctx context.Context, key LinkKey, req *PublishLinkRequest, files []*os.File) ([]Publication, error)
 	UnpublishLink(ctx context.Context, key LinkKey, req *UnpublishLinkRequest) ([]Publication, error)
 	Unpublish(ctx context.Context, id string) error

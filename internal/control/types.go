@@ -75,7 +75,8 @@ type Bandwidth struct {
 
 // AttachRequest asks for a link (POST /v1/links). The request carries
 // descriptors: first the TUN or TAP, then one listening TCP socket or bound UDP
-// socket for each of Publications that has FD set, in their order.
+// socket for each of Publications that has FD set, in their order, and last,
+// when one of them has Redirect set, the nf_tables socket of all redirects.
 type AttachRequest struct {
 	Network   string `json:"network"`             // name; letters, digits, "_.-", starts with a letter or digit
 	Container string `json:"container"`           // the runtime's container id, same alphabet
@@ -138,10 +139,12 @@ type PublicationSpec struct {
 	HostPort uint16     `json:"hostPort,omitempty"` // 0: the kernel chooses, the reply tells
 	Port     uint16     `json:"port"`               // the container's port, never 0
 	FD       bool       `json:"fd,omitempty"`       // the socket comes with the request; else the daemon opens it
+	Redirect bool       `json:"redirect,omitempty"` // with FD: the socket is on another port, to which HostPort is redirected by rules that live as long as the nf_tables socket that comes last
 }
 
 // PublishRequest adds a publication to an existing link (POST
-// /v1/publications). With FD set the request carries the one socket.
+// /v1/publications). With FD set the request carries the one socket, and with
+// Redirect set the nf_tables socket after it.
 type PublishRequest struct {
 	Link string `json:"link"` // any reference that GET /v1/links?ref= understands
 	PublicationSpec
@@ -163,12 +166,13 @@ type UnpublishLinkRequest struct {
 
 // Publication is a host listener that leads to a link's port.
 type Publication struct {
-	ID       string     `json:"id"`
-	Link     string     `json:"link"` // LinkKey.String
-	Proto    string     `json:"proto"`
-	HostIP   netip.Addr `json:"hostIP"`
-	HostPort uint16     `json:"hostPort"`
-	Port     uint16     `json:"port"`
+	ID         string     `json:"id"`
+	Link       string     `json:"link"` // LinkKey.String
+	Proto      string     `json:"proto"`
+	HostIP     netip.Addr `json:"hostIP"`
+	HostPort   uint16     `json:"hostPort"`
+	Port       uint16     `json:"port"`
+	SocketPort uint16     `json:"socketPort,omitempty"` // of a redirected publication: the port of its socket
 }
 
 // LinkState is where a link is in its life.

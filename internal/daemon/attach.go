@@ -74,10 +74,14 @@ func attachError(key control.LinkKey, err error) error {
 	return fmt.Errorf("attach %s: %w", key, err)
 }
 
-func (a *attaching) closeFiles() {
-	for _, f := range a.files {
+func (a *attaching) closeFiles() { closeFiles(a.files) }
+
+// closeFiles closes descriptors that nobody needs any more; nil entries are
+// taken.
+func closeFiles(files []*os.File) {
+	for _, f := range files {
 		if f != nil {
-			_ = f.Close() // nobody needs it any more
+			_ = f.Close() // it was only to be looked at, or taken
 		}
 	}
 }
@@ -318,15 +322,18 @@ func (a *attaching) dhcp() *netstack.DHCP {
 
 // publish opens the link's publications; they end with the link.
 func (a *attaching) publish(context.Context) error {
-	next := 1
+	sockets, r, err := splitRedirect(a.files[1:], a.req.Publications...)
+	if err != nil {
+		return err
+	}
+	defer r.release()
 	for i := range a.req.Publications {
 		spec := &a.req.Publications[i]
 		var f *os.File
 		if spec.FD {
-			f = a.files[next]
-			next++
+			f, sockets = sockets[0], sockets[1:]
 		}
-		p, err := a.l.publish(spec, f)
+		p, err := a.l.publish(spec, f, r)
 		if err != nil {
 			return err
 		}

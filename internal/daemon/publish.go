@@ -24,16 +24,23 @@ type publication struct {
 }
 
 // publish opens one publication of a link and enters it into the tables. f is
-// the socket when the spec says so; it stays the caller's.
-func (l *link) publish(spec *control.PublicationSpec, f *os.File) (*publication, error) {
+// the socket when the spec says so; it stays the caller's. A redirected one
+// keeps r for as long as it is open.
+func (l *link) publish(spec *control.PublicationSpec, f *os.File, r *redirect) (*publication, error) {
 	cfg := netstack.PublishConfig{Link: l.sl.Name(), Proto: spec.Proto, Port: spec.Port}
 	var sock hostSocket
+	var socketPort uint16
 	if f != nil {
 		var err error
 		if sock, err = adoptSocket(f, spec); err != nil {
 			return nil, err
 		}
 		cfg.Listener, cfg.PacketConn = sock.listener, sock.packet
+		if spec.Redirect {
+			cfg.Host = netip.AddrPortFrom(spec.HostIP, spec.HostPort)
+			socketPort = sock.port()
+			cfg.Ended = r.share()
+		}
 	} else {
 		host := spec.HostIP
 		if !host.IsValid() {
@@ -44,11 +51,14 @@ func (l *link) publish(spec *control.PublicationSpec, f *os.File) (*publication,
 	np, err := l.net.sw.Publish(cfg)
 	if err != nil {
 		sock.close()
+		if cfg.Ended != nil {
+			cfg.Ended()
+		}
 		return nil, publishError(err)
 	}
 	p := &publication{link: l, spec: spec, np: np, Publication: control.Publication{
 		ID: newPublicationID(), Link: l.key().String(), Proto: np.Proto(),
-		HostIP: np.Host().Addr(), HostPort: np.Host().Port(), Port: np.Port(),
+		HostIP: np.Host().Addr(), HostPort: np.Host().Port(), Port: np.Port(), SocketPort: socketPort,
 	}}
 	l.d.mu.Lock()
 	l.pubs[p.ID] = p
@@ -131,13 +141,20 @@ func (d *Daemon) Publications(context.Context) ([]control.Publication, error) {
 }
 
 // Publish implements control.Handler.
-func (d *Daemon) Publish(ctx context.Context, req *control.PublishRequest, file *os.File) (*control.Publication, error) {
-	if file != nil {
-		defer file.Close()
-	}
+func (d *Daemon) Publish(ctx context.Context, req *control.PublishRequest, files []*os.File) (*control.Publication, error) {
+	defer closeFiles(files)
 	spec := req.PublicationSpec
 	if err := checkPublication(&spec); err != nil {
 		return nil, err
+	}
+	sockets, r, err := splitRedirect(files, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer r.release()
+	var file *os.File
+	if spec.FD {
+		file = sockets[0]
 	}
 	l, err := d.oneLink(req.Link)
 	if err != nil {
@@ -151,7 +168,7 @@ func (d *Daemon) Publish(ctx context.Context, req *control.PublishRequest, file 
 	if d.link(l.key()) != l || !l.alive() {
 		return nil, noLink(l.key())
 	}
-	p, err := l.publish(&spec, file)
+	p, err := l.publish(&spec, file, r)
 	if err != nil {
 		return nil, fmt.Errorf("publish to %s: %w", l.key(), err)
 	}

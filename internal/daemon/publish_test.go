@@ -59,10 +59,15 @@ func TestNetnsDescriptorsAreChecked(t *testing.T) {
 		{control.PublicationSpec{Proto: "udp", Port: 80, FD: true}, tf, "not a UDP"},
 		{control.PublicationSpec{Proto: "tcp", Port: 80, HostPort: port + 1, FD: true}, tf, fmt.Sprint("bound to port ", port)},
 		{control.PublicationSpec{Proto: "tcp", Port: 80, HostIP: netip.MustParseAddr("127.0.0.2"), FD: true}, tf, "bound to 127.0.0.1"},
+		{control.PublicationSpec{Proto: "tcp", Port: 80, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 80, FD: true, Redirect: true}, tf, "want one of nf_tables"},
 	} {
 		req := request("a")
 		req.Publications = []control.PublicationSpec{tt.spec}
-		_, err := r.Attach(t.Context(), req, tun, tt.file)
+		files := []*os.File{tun, tt.file}
+		if tt.spec.Redirect {
+			files = append(files, uf)
+		}
+		_, err := r.Attach(t.Context(), req, files...)
 		wantCode(t, err, control.CodeDescriptor)
 		if err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("error %v does not say %q", err, tt.says)

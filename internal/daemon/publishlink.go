@@ -17,11 +17,7 @@ const (
 
 // PublishLink implements control.Handler: all publications or none.
 func (d *Daemon) PublishLink(ctx context.Context, key control.LinkKey, req *control.PublishLinkRequest, files []*os.File) ([]control.Publication, error) {
-	defer func() {
-		for _, f := range files {
-			_ = f.Close() // what is published has a duplicate
-		}
-	}()
+	defer closeFiles(files) // what is published has a duplicate
 	for i := range req.Publications {
 		if err := checkPublication(&req.Publications[i]); err != nil {
 			return nil, err
@@ -45,6 +41,11 @@ func (d *Daemon) PublishLink(ctx context.Context, key control.LinkKey, req *cont
 
 // publishAll opens publications and records them, with the key locked.
 func (l *link) publishAll(ctx context.Context, specs []control.PublicationSpec, files []*os.File) ([]control.Publication, error) {
+	sockets, r, err := splitRedirect(files, specs...)
+	if err != nil {
+		return nil, err
+	}
+	defer r.release()
 	var undo undoList
 	defer undo.run(ctx)
 	var list []control.Publication
@@ -54,9 +55,9 @@ func (l *link) publishAll(ctx context.Context, specs []control.PublicationSpec, 
 		}
 		var f *os.File
 		if specs[i].FD {
-			f, files = files[0], files[1:]
+			f, sockets = sockets[0], sockets[1:]
 		}
-		p, err := l.publish(&specs[i], f)
+		p, err := l.publish(&specs[i], f, r)
 		if err != nil {
 			return nil, err
 		}

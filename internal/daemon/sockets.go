@@ -27,6 +27,21 @@ func (s hostSocket) close() {
 	}
 }
 
+// port is the port that the socket is bound to.
+func (s hostSocket) port() uint16 {
+	var addr net.Addr
+	if s.listener != nil {
+		addr = s.listener.Addr()
+	} else {
+		addr = s.packet.LocalAddr()
+	}
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return 0 // agreesWith has parsed it
+	}
+	return ap.Port()
+}
+
 // adoptSocket checks that f is the socket that spec speaks of and takes a
 // duplicate of it. f stays the caller's.
 func adoptSocket(f *os.File, spec *control.PublicationSpec) (hostSocket, error) {
@@ -110,7 +125,7 @@ func agreesWith(addr net.Addr, spec *control.PublicationSpec) error {
 	if ap.Port() == 0 {
 		return fmt.Errorf("the socket is bound to no port")
 	}
-	if spec.HostPort != 0 && ap.Port() != spec.HostPort {
+	if spec.HostPort != 0 && ap.Port() != spec.HostPort && !spec.Redirect {
 		return fmt.Errorf("the socket is bound to port %d, the request says %d", ap.Port(), spec.HostPort)
 	}
 	got := ap.Addr().Unmap()

@@ -159,6 +159,8 @@ func checkPublication(p *control.PublicationSpec) error {
 		return control.Errorf(control.CodeInvalid, "publication of host port %d: the container's port is 0", p.HostPort)
 	case p.HostIP.IsValid() && (p.HostIP.IsMulticast() || p.HostIP.Unmap() == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
 		return control.Errorf(control.CodeInvalid, "publication of port %d: host address %v is not one of a host", p.Port, p.HostIP)
+	case p.Redirect && (!p.FD || !p.HostIP.IsValid() || p.HostPort == 0):
+		return control.Errorf(control.CodeInvalid, "publication of port %d: redirect needs fd, hostIP and hostPort", p.Port)
 	}
 	if p.HostIP.IsValid() {
 		p.HostIP = p.HostIP.Unmap()

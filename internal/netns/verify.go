@@ -50,7 +50,7 @@ func Verify(cfg Interface) error {
 		}
 	}
 	for _, r := range cfg.Routes {
-		found, err := hasRoute(r)
+		found, err := hasRoute(attrs.Index, r)
 		if err != nil {
 			return err
 		}
@@ -62,8 +62,9 @@ func Verify(cfg Interface) error {
 }
 
 // hasRoute reports whether the current namespace has a route to r.Dst in r's
-// table, through whichever interface: see Interface.Routes.
-func hasRoute(r Route) (bool, error) {
+// table, with all that r says and through the interface, or through another:
+// see Interface.Routes.
+func hasRoute(index int, r Route) (bool, error) {
 	family, table := netlink.FAMILY_V4, r.Table
 	if r.Dst.Addr().Is6() {
 		family = netlink.FAMILY_V6
@@ -78,7 +79,19 @@ func hasRoute(r Route) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list routes to %v: %w", r.Dst, err)
 	}
-	return len(routes) > 0, nil
+	return slices.ContainsFunc(routes, func(have netlink.Route) bool {
+		return agree(r.Priority, have.Priority) && (have.LinkIndex != index || r.describes(have))
+	}), nil
+}
+
+// agree compares what was wanted, unless that is nothing, with what is there.
+func agree(want, have int) bool { return want == 0 || want == have }
+
+// describes reports whether a route of the interface is as r says.
+func (r Route) describes(have netlink.Route) bool {
+	gw, _ := netip.AddrFromSlice(have.Gw)
+	return (!r.Gateway.IsValid() || gw.Unmap() == r.Gateway) &&
+		agree(r.MTU, have.MTU) && agree(r.AdvMSS, have.AdvMSS) && agree(r.Scope, int(have.Scope))
 }
 
 // Addresses returns the addresses of an interface of the current namespace, each

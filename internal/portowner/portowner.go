@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -32,20 +33,34 @@ func (p Process) String() string {
 // port, and on the same address or one of the two on all addresses. proto is
 // "tcp" or "udp".
 func Of(proto string, at netip.AddrPort) (Process, bool) {
-	for _, table := range []string{proto, proto + "6"} {
+	for _, holders := range All(proto, at) {
+		if len(holders) > 0 {
+			return holders[0], true
+		}
+	}
+	return Process{}, false
+}
+
+// All returns, for each socket that keeps at from being bound, the processes
+// that can be seen to hold it; none for a socket of which that is not known.
+// An IPv6 address is judged as for a socket of IPv6 alone (IPV6_V6ONLY). Which
+// sockets on all of IPv6 take IPv4 as well cannot be seen: all count.
+func All(proto string, at netip.AddrPort) [][]Process {
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	tables := []string{proto, proto + "6"}
+	if at.Addr().Is6() {
+		tables = tables[1:]
+	}
+	var inodes []string
+	for _, table := range tables {
 		f, err := os.Open("/proc/thread-self/net/" + table)
 		if err != nil {
 			continue
 		}
-		inodes := boundInodes(f, proto == "tcp", at)
+		inodes = append(inodes, boundInodes(f, proto == "tcp", at)...)
 		f.Close()
-		for _, inode := range inodes {
-			if p, ok := holder(inode); ok {
-				return p, true
-			}
-		}
 	}
-	return Process{}, false
+	return holders(inodes)
 }
 
 // Of proc_net_tcp(5): the columns of a line, and the state of a listener
@@ -66,11 +81,22 @@ func boundInodes(table io.Reader, listening bool, at netip.AddrPort) (inodes []s
 		if !ok || local.Port() != at.Port() {
 			continue
 		}
-		if local.Addr() == at.Addr().Unmap() || local.Addr().IsUnspecified() || at.Addr().IsUnspecified() {
+		if collide(local.Addr(), at.Addr()) {
 			inodes = append(inodes, col[colInode])
 		}
 	}
 	return inodes
+}
+
+// collide reports whether sockets on two addresses of one port can be in each
+// other's way.
+func collide(local, at netip.Addr) bool {
+	switch {
+	case local.Is4() == at.Is4():
+		return local == at || local.IsUnspecified() || at.IsUnspecified()
+	default:
+		return local.Is6() && local.IsUnspecified() // may take IPv4, too
+	}
 }
 
 // parseAddrPort reads "0100007F:1F90": the address in 32-bit words of the
@@ -89,24 +115,33 @@ func parseAddrPort(s string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), ok && err == nil
 }
 
-// holder finds a process that holds a socket.
-func holder(inode string) (Process, bool) {
-	want := "socket:[" + inode + "]"
+// holders finds the processes that hold each of some sockets.
+func holders(inodes []string) [][]Process {
+	if len(inodes) == 0 {
+		return nil
+	}
+	all := make([][]Process, len(inodes))
 	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
-		return Process{}, false
+		return all
 	}
 	for _, link := range links {
-		if target, err := os.Readlink(link); err != nil || target != want {
+		target, err := os.Readlink(link)
+		if err != nil {
 			continue
 		}
+		inode, ok := strings.CutPrefix(target, "socket:[")
+		if !ok {
+			continue
+		}
+		n := slices.Index(inodes, strings.TrimSuffix(inode, "]"))
 		pid, err := strconv.Atoi(strings.Split(link, "/")[2])
-		if err != nil {
+		if n < 0 || err != nil || slices.ContainsFunc(all[n], func(p Process) bool { return p.PID == pid }) {
 			continue
 		}
 		// A process that ends meanwhile leaves its name empty.
 		name, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-		return Process{PID: pid, Name: string(bytes.TrimSpace(name))}, true
+		all[n] = append(all[n], Process{PID: pid, Name: string(bytes.TrimSpace(name))})
 	}
-	return Process{}, false
+	return all
 }

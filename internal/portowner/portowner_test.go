@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -33,7 +34,7 @@ func TestOfFindsNobody(t *testing.T) {
 	for _, tt := range []struct {
 		proto string
 		addr  string
-	}{{"udp", "127.0.0.1"}, {"tcp", "127.0.0.2"}} {
+	}{{"udp", "127.0.0.1"}, {"tcp", "127.0.0.2"}, {"tcp", "::"}, {"tcp", "::1"}} {
 		if p, ok := Of(tt.proto, netip.AddrPortFrom(netip.MustParseAddr(tt.addr), port)); ok {
 			t.Errorf("%s %s: %v holds what nobody holds", tt.proto, tt.addr, p)
 		}
@@ -87,5 +88,44 @@ func TestParseAddrPort(t *testing.T) {
 		if got, ok := parseAddrPort(bad); ok {
 			t.Errorf("%q is %v, want a fault", bad, got)
 		}
+	}
+}
+
+// TestAllTellsEverySocket: two sockets in the way, and two processes that hold
+// one of them.
+func TestAllTellsEverySocket(t *testing.T) {
+	first, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	port := uint16(first.Addr().(*net.TCPAddr).Port)
+	second, err := net.Listen("tcp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), port).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	inherited, err := second.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inherited.Close()
+	heir := exec.Command("sleep", "60")
+	heir.ExtraFiles = []*os.File{inherited}
+	if err := heir.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		heir.Process.Kill()
+		heir.Wait()
+	}()
+	if all := All("tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), port)); len(all) != 2 || len(all[0])+len(all[1]) != 3 {
+		t.Errorf("got %v, want two sockets, one of them held by %d as well", all, heir.Process.Pid)
+	}
+	if all := All("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)); len(all) != 1 || len(all[0]) != 1 || all[0][0].PID != os.Getpid() {
+		t.Errorf("got %v, want one socket of this process", all)
+	}
+	if all := All("udp", netip.AddrPortFrom(netip.IPv4Unspecified(), port)); all != nil {
+		t.Errorf("got %v of nobody", all)
 	}
 }
