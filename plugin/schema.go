@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 )
@@ -15,10 +16,17 @@ func Keys() []string {
 // Judge returns what ADD would say of a network configuration before it does
 // anything: nil, or an error whose text names every key that is at fault, its
 // value and the remedy. conf is what the plugin gets on its standard input, so
-// it has the list's name and cniVersion, and may have a runtimeConfig. Nothing
-// is opened and no daemon is asked.
+// it has the list's name and cniVersion, and may have a runtimeConfig; its type
+// says under which of the executable's names. Nothing is opened and no daemon is
+// asked.
 func Judge(conf []byte) error {
-	c, err := nativeSchema.parse(conf, strict)
+	var head struct {
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(conf, &head); err != nil {
+		head.Type = nameNative // which says what is wrong
+	}
+	c, err := programOf(head.Type).schema.parse(conf, strict)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,9 @@ func TestJudge(t *testing.T) {
 		{`{"name":"a","cniVersion":"1.0.0","mtuu":1400,"mtu":40}`, []string{"mtuu", "1400", "40"}},
 		{`{"name":"a","cniVersion":"7.0.0"}`, []string{"7.0.0"}},
 		{`{"cniVersion":"1.0.0"}`, []string{`"name"`}},
+		{`{"name":"a","cniVersion":"1.0.0","type":"bridge","isGateway":true,"vlan":4095,"x":1}`, []string{"vlan", "4095"}},
+		{`{"name":"a","cniVersion":"1.0.0","type":"firewall","ingressPolicy":"open","x":1}`, nil},
+		{`{"name":"a","cniVersion":"1.0.0","type":"firewall","ingressPolicy":"what"}`, []string{"ingressPolicy", "what"}},
 		{`[]`, []string{"decode"}},
 	}
 	for _, tt := range tests {

@@ -51,7 +51,7 @@ Exit status: 1 when something failed, else 0.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVar(&binDirs, "bin-dir", nil, "`DIR` where the runtime looks for plugins (default: where podman and containerd do)")
+	cmd.Flags().StringArrayVar(&binDirs, "bin-dir", nil, "`DIR` where the runtime looks for plugins, once for each (default: containers.conf's, else where podman and containerd do)")
 	return a.jsonFlag(cmd)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,8 +76,12 @@ func readConflists(paths []string) (files []cnilint.File, findings []cnilint.Fin
 	return files, findings
 }
 
-// pluginDirs are where podman, containerd and others look by default.
-func (a *app) pluginDirs() []string {
+// pluginDirs are where plugins are looked for unless --bin-dir says it: where
+// podman is told to, else where podman, containerd and others do by default.
+func (a *app) pluginDirs(p *cnilint.Podman) []string {
+	if p != nil && len(p.PluginDirs) > 0 {
+		return p.PluginDirs
+	}
 	dirs := []string{"/opt/cni/bin", "/usr/local/libexec/cni", "/usr/libexec/cni", "/usr/local/lib/cni", "/usr/lib/cni"}
 	if own, _ := a.cniDirs(); !slices.Contains(dirs, own) {
 		dirs = append([]string{own}, dirs...)
@@ -86,13 +91,14 @@ func (a *app) pluginDirs() []string {
 
 // conflistFacts looks up what the rules ask of the machine.
 func (a *app) conflistFacts(ctx context.Context, set *cnilint.Set, binDirs []string) cnilint.Facts {
+	podman := podmanAsRoot("/")
 	if len(binDirs) == 0 {
-		binDirs = a.pluginDirs()
+		binDirs = a.pluginDirs(podman)
 	}
 	f := cnilint.Facts{
 		Keys: plugin.Keys(), Versions: plugin.SupportedVersions, Judge: plugin.Judge, PublishMode: "listen",
 		BinDirs: binDirs, Binaries: make(map[string]cnilint.Binary), Sockets: make(map[string]cnilint.Daemon),
-		TUN: tunDevice(), Podman: podmanAsRoot("/"),
+		TUN: tunDevice(), Podman: podman, DHCP: make(map[string]bool),
 	}
 	for _, typ := range set.Types() {
 		if b, ok := findBinary(binDirs, typ); ok {
@@ -101,6 +107,12 @@ func (a *app) conflistFacts(ctx context.Context, set *cnilint.Set, binDirs []str
 	}
 	for _, path := range set.Sockets() {
 		f.Sockets[path] = a.daemonAt(ctx, path)
+	}
+	for _, path := range set.DHCPSockets() {
+		conn, err := net.Dial("unix", path)
+		if f.DHCP[path] = err == nil; err == nil {
+			conn.Close()
+		}
 	}
 	_, err := exec.LookPath("usernet")
 	f.NoProgram = err != nil
@@ -156,7 +168,7 @@ func tunDevice() *cnilint.Device {
 	return &cnilint.Device{ForAll: info.Mode()&0o006 == 0o006, Mode: fmt.Sprintf("%#o", info.Mode().Perm())}
 }
 
-// podmanAsRoot reads what root's podman is told about ports; nil if there is no
+// podmanAsRoot reads what root's podman is told; nil if there is no
 // podman below root. Later files win (containers.conf(5)).
 func podmanAsRoot(root string) *cnilint.Podman {
 	if _, err := os.Stat(filepath.Join(root, "usr/bin/podman")); err != nil {
@@ -170,12 +182,21 @@ func podmanAsRoot(root string) *cnilint.Podman {
 	}
 	for _, file := range files {
 		var conf struct {
+			Network struct {
+				PluginDirs []string `toml:"cni_plugin_dirs"`
+			} `toml:"network"`
 			Engine struct {
 				Reserve *bool `toml:"enable_port_reservation"`
 			} `toml:"engine"`
 		}
-		if _, err := toml.DecodeFile(file, &conf); err == nil && conf.Engine.Reserve != nil {
+		if _, err := toml.DecodeFile(file, &conf); err != nil {
+			continue // podman itself will say so
+		}
+		if conf.Engine.Reserve != nil {
 			p.Reserves, p.File = *conf.Engine.Reserve, file
+		}
+		if conf.Network.PluginDirs != nil {
+			p.PluginDirs = conf.Network.PluginDirs
 		}
 	}
 	return p

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -26,6 +27,7 @@ func TestPodmanAsRoot(t *testing.T) {
 		{"off", map[string]string{system: off}, false, system},
 		{"on again", map[string]string{shared: off, system: on}, true, system},
 		{"drop-in wins", map[string]string{system: on, dropin: off}, false, dropin},
+		{"plugins elsewhere", map[string]string{system: "[network]\ncni_plugin_dirs = [\"/p\"]\n"}, true, ""},
 		{"broken file", map[string]string{shared: off, system: "[engine"}, false, shared},
 		{"in a table of another name", map[string]string{system: "[network]\nenable_port_reservation = false\n"}, true, ""},
 	}
@@ -45,6 +47,8 @@ func TestPodmanAsRoot(t *testing.T) {
 			}
 			if p := podmanAsRoot(root); p == nil || p.Reserves != tt.reserves || p.File != want {
 				t.Errorf("%+v; want reserves %v by %q", p, tt.reserves, want)
+			} else if elsewhere := tt.name == "plugins elsewhere"; elsewhere != slices.Equal((&app{getenv: os.Getenv}).pluginDirs(p), []string{"/p"}) {
+				t.Errorf("%+v", p)
 			}
 		})
 	}

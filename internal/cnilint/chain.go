@@ -37,6 +37,20 @@ func (j *judge) chain(p *plugin) {
 	}
 }
 
+// strangers judges usernet's plugins in a list whose interface another makes.
+func (j *judge) strangers(l *list) {
+	for _, q := range l.plugins {
+		maker := slices.IndexFunc(l.plugins, func(p *plugin) bool { return slices.Contains(makers, p.typ) })
+		if maker < 0 || !j.ours(q) || q.typ == "tuning" || q.typ == "loopback" {
+			continue // these work on any interface
+		}
+		p := l.plugins[maker]
+		j.at(q, Error, "chain", "type",
+			fmt.Sprintf("ADD fails: %s is usernet's (%s), and amends an interface of usernet's alone; %s is another's (%s)", q.typ, j.facts.Binaries[q.typ].Path, p.typ, j.facts.Binaries[p.typ].Path),
+			"put one directory before the other on the runtime's plugin path, so that all are of one kind")
+	}
+}
+
 // after judges a reference plugin that runs when p has made the interface.
 func (j *judge) after(p, q *plugin) {
 	rule, known := map[string]func(p, q *plugin){

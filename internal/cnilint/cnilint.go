@@ -85,6 +85,8 @@ type Facts struct {
 	Binaries map[string]Binary
 	// Sockets are the daemons by the path in the configuration, "" for none.
 	Sockets map[string]Daemon
+	// DHCP says at which of [Set.DHCPSockets] a daemon serves.
+	DHCP map[string]bool
 	// NoProgram says that there is no usernet in $PATH that the plugin could
 	// start as daemon.
 	NoProgram bool
@@ -131,6 +133,8 @@ type Podman struct {
 	Reserves bool
 	// File is the last containers.conf that says so; empty: the default.
 	File string
+	// PluginDirs are where it looks for plugins; empty: the default.
+	PluginDirs []string
 }
 
 // Set is what [Parse] read. It is immutable.
@@ -175,18 +179,25 @@ func (s *Set) Types() []string {
 	return slices.Sorted(maps.Keys(types))
 }
 
-// Sockets returns the daemon's sockets of the plugins of type usernet, sorted;
-// "" stands for the default.
-func (s *Set) Sockets() []string {
-	paths := make(map[string]bool)
+// Sockets returns the daemon's sockets, sorted; "" stands for the default. Any
+// plugin may turn out to be usernet's.
+func (s *Set) Sockets() []string { return s.all((*plugin).socket) }
+
+// DHCPSockets returns the sockets of the daemons that IPAM plugins of type dhcp
+// ask, sorted.
+func (s *Set) DHCPSockets() []string {
+	return slices.DeleteFunc(s.all((*plugin).dhcpSocket), func(path string) bool { return path == "" })
+}
+
+// all returns what the plugins say of one thing, sorted, each once.
+func (s *Set) all(of func(*plugin) string) []string {
+	said := make(map[string]bool)
 	for _, l := range s.lists {
 		for _, p := range l.plugins {
-			if p.typ == Type {
-				paths[p.socket()] = true
-			}
+			said[of(p)] = true
 		}
 	}
-	return slices.Sorted(maps.Keys(paths))
+	return slices.Sorted(maps.Keys(said))
 }
 
 // Lint judges the set: by file in the order given, then what files do to each
@@ -226,7 +237,9 @@ func (j *judge) ours(p *plugin) bool {
 }
 
 // connects reports whether the plugin makes the interface, and is usernet.
-func (j *judge) connects(p *plugin) bool { return j.ours(p) && !chainable[p.typ] }
+func (j *judge) connects(p *plugin) bool {
+	return j.ours(p) && !chainable[p.typ] && p.typ != "loopback"
+}
 
 // first returns the list's plugin that connects the container to usernet, or
 // nil.
@@ -245,7 +258,8 @@ func (j *judge) list(l *list) {
 	j.found = append(j.found, l.unreadables...)
 	p := j.first(l)
 	if p == nil {
-		if len(l.unreadables) == 0 {
+		j.strangers(l)
+		if len(j.found) == before {
 			j.about(l, OK, "foreign", "", "no plugin of usernet in it: only its subnets and executables are looked at", "")
 		}
 		return
@@ -253,9 +267,12 @@ func (j *judge) list(l *list) {
 	j.version(l, p)
 	j.misplaced(l)
 	for _, q := range l.plugins {
-		if q.typ == Type {
+		switch {
+		case q.typ == Type:
 			j.strict(q)
 			j.capabilities(q)
+		case j.ours(q):
+			j.value(q, q.keys)
 		}
 	}
 	j.chain(p)

@@ -95,7 +95,7 @@ var (
 	nothing    = plain()
 	ownDropins = facts(func(f *Facts) {
 		f.Binaries = map[string]Binary{"host-local": {Path: "/h"}, Type: {Path: "/u", Ours: true}, "sbr": {Path: "/s"}}
-		for _, typ := range []string{"bridge", "portmap", "firewall", "tuning", "bandwidth"} {
+		for _, typ := range []string{"bridge", "portmap", "firewall", "tuning", "bandwidth", "loopback"} {
 			f.Binaries[typ] = Binary{Path: "/d/" + typ, Ours: true}
 		}
 	})
@@ -130,6 +130,10 @@ var hazards = []hazard{
 		f.Binaries = map[string]Binary{Type: {Ours: true}, "portmap": {Path: "/usr/lib/cni/portmap"}}
 	}), want: []string{"error chain-portmap plugins[1].type"},
 		sound: wrap(good + `,{"type":"portmap","capabilities":{"portMappings":true}},{"type":"bandwidth"},{"type":"firewall"}`), mended: &ownDropins},
+	{name: "our portmap on another's bridge", bad: wrap(`{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}},{"type":"tuning"}`), facts: facts(func(f *Facts) {
+		f.Binaries = map[string]Binary{"bridge": {Path: "/b"}, "portmap": {Path: "/d/portmap", Ours: true}, "tuning": {Path: "/d/tuning", Ours: true}}
+	}), want: []string{"error chain plugins[1].type"}, sound: wrap(`{"type":"loopback"},{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}},{"type":"tuning"}`), mended: &ownDropins},
+	{name: "value refused by our bridge", bad: wrap(`{"type":"bridge","mtu":40,"x":1}`), facts: ownDropins, want: []string{"error value plugins[0]"}, sound: wrap(`{"type":"bridge","x":1}`)},
 	{name: "bridge before", bad: wrap(`{"type":"bridge"},` + good), facts: plain(), want: []string{"error chain plugins[0].type"}, sound: wrap(good)},
 	{name: "bridge after", bad: wrap(good + `,{"type":"bridge"}`), facts: plain(), want: []string{"error chain plugins[1].type"}, sound: wrap(good)},
 	{name: "portmap before", bad: wrap(`{"type":"portmap"},` + good), facts: plain(), want: []string{"error chain plugins[0].type"}, sound: wrap(`{"type":"tuning"},` + good)},
@@ -175,11 +179,17 @@ var hazards = []hazard{
 		want: []string{"warning daemon plugins[0].socket"}, sound: wrap(good), mended: &dead},
 	{name: "foreign daemon", bad: wrap(good), facts: facts(func(f *Facts) { f.Sockets = map[string]Daemon{"": {Path: "/s", Problem: "foreign"}} }),
 		want: []string{"error daemon plugins[0].socket"}, sound: wrap(good), mended: &dead},
+	{name: "daemon of our bridge dead and not to be started", bad: wrap(`{"type":"bridge","autostart":false}`), facts: facts(func(f *Facts) { f.Binaries, f.Sockets = ownDropins.Binaries, dead.Sockets }),
+		want: []string{"error daemon plugins[0].autostart"}, sound: wrap(`{"type":"bridge"}`)},
+	{name: "no DHCP daemon", bad: wrap(with(`"device":"tap","ipam":{"type":"dhcp"}`)), facts: facts(func(f *Facts) { f.DHCP = map[string]bool{"/run/cni/dhcp.sock": false, "/s": true} }),
+		want: []string{"error dhcp plugins[0].ipam"}, sound: wrap(with(`"device":"tap","ipam":{"type":"dhcp","daemonSocketPath":"/s"}`))},
 	{name: "device for root", bad: wrap(good), facts: facts(func(f *Facts) { f.TUN = &Device{Mode: "0600"} }),
 		want: []string{"warning device /dev/net/tun"}, sound: one("x.conflist", `{"name":"b","plugins":[{"type":"bridge"}]}`)},
 	{name: "no device", bad: wrap(good), facts: facts(func(f *Facts) { f.TUN = &Device{Missing: true} }),
 		want: []string{"error device /dev/net/tun"}, sound: wrap(good), mended: &nothing},
 	{name: "podman reserves", bad: wrap(good), facts: reserves, want: []string{"warning podman-ports plugins[0]"}, sound: wrap(with(`"publish":{"mode":"redirect"}`))},
+	{name: "podman reserves, on our portmap", bad: wrap(`{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}}`), facts: facts(func(f *Facts) { f.Binaries, f.Podman = ownDropins.Binaries, reserves.Podman }),
+		want: []string{"warning podman-ports plugins[1]"}, sound: wrap(`{"type":"bridge"}`)},
 	{name: "podman reserves, mended there", bad: wrap(good), facts: reserves, want: []string{"warning podman-ports plugins[0]"}, sound: wrap(good), mended: &leaves},
 }
 

@@ -12,19 +12,28 @@ var reference = append([]string{"bandwidth", "portmap", "firewall", "tuning", "s
 
 // machine judges what the lists need of the machine.
 func (j *judge) machine(lists []*list) {
-	var ours []*plugin
+	var ours []*plugin  // that connect
+	var ports []*plugin // that publish
 	for _, l := range lists {
-		if p := j.first(l); p != nil {
-			ours = append(ours, p)
+		p := j.first(l)
+		if p == nil {
+			continue
+		}
+		ours = append(ours, p)
+		for _, q := range l.plugins {
+			if j.ours(q) && q.declares("portMappings") {
+				ports = append(ports, q)
+			}
 		}
 	}
 	j.binaries(lists)
 	j.sockets(ours)
+	j.dhcp(ours)
 	if len(ours) == 0 {
 		return
 	}
 	j.device()
-	j.podman(ours)
+	j.podman(ports)
 }
 
 // add adds a finding about the machine.
@@ -116,6 +125,31 @@ func (j *judge) sockets(ours []*plugin) {
 	}
 }
 
+// dhcp looks for the daemons of the IPAM plugin dhcp, each once.
+func (j *judge) dhcp(ours []*plugin) {
+	seen := make(map[string]bool)
+	for _, p := range ours {
+		path := p.dhcpSocket()
+		serves, looked := j.facts.DHCP[path]
+		if !looked || seen[path] {
+			continue
+		}
+		seen[path] = true
+		if serves {
+			j.at(p, OK, "dhcp", "ipam", "the daemon of the IPAM plugin dhcp serves "+path, "")
+			continue
+		}
+		program, option := "dhcp", ""
+		if b, found := j.facts.Binaries["dhcp"]; found {
+			program = b.Path
+		}
+		if path != defaultDHCPSocket {
+			option = " -socketpath " + path
+		}
+		j.at(p, Error, "dhcp", "ipam", fmt.Sprintf("ADD fails: the IPAM plugin dhcp asks its daemon, and none serves %s", path), program+" daemon"+option)
+	}
+}
+
 func (j *judge) device() {
 	const name = "/dev/net/tun"
 	d := j.facts.TUN
@@ -147,16 +181,16 @@ func (j *judge) publishMode(p *plugin) string {
 
 // podman judges its reservation of ports: as root its monitor process listens
 // on each published port after ADD, where usernet listens already.
-func (j *judge) podman(ours []*plugin) {
+func (j *judge) podman(ports []*plugin) {
 	conf := j.facts.Podman
 	if conf == nil {
 		return
 	}
-	listens := slices.IndexFunc(ours, func(p *plugin) bool { return j.publishMode(p) == "listen" && p.declares("portMappings") })
+	listens := slices.IndexFunc(ports, func(p *plugin) bool { return j.publishMode(p) == "listen" })
 	if listens < 0 {
 		return
 	}
-	p, where := ours[listens], "by default"
+	p, where := ports[listens], "by default"
 	if conf.File != "" {
 		where = "by " + conf.File
 	}

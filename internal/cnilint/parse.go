@@ -16,6 +16,8 @@ type ipam struct {
 		Subnet string `json:"subnet"`
 	} `json:"ranges"`
 	Subnet string `json:"subnet"` // the older form
+	// DaemonSocketPath is of the IPAM plugin dhcp.
+	DaemonSocketPath string `json:"daemonSocketPath"`
 }
 
 // subnets returns what can be understood of them.
@@ -139,6 +141,22 @@ func (p *plugin) text(key string) string {
 
 // socket returns the daemon's socket, "" for the default.
 func (p *plugin) socket() string { return p.text("socket") }
+
+// defaultDHCPSocket is where the daemon of the IPAM plugin dhcp serves unless
+// it is told otherwise.
+const defaultDHCPSocket = "/run/cni/dhcp.sock"
+
+// dhcpSocket returns the socket of the daemon that the IPAM plugin dhcp asks;
+// "" when that is not the plugin's.
+func (p *plugin) dhcpSocket() string {
+	switch {
+	case p.ipam.Type != "dhcp":
+		return ""
+	case p.ipam.DaemonSocketPath != "":
+		return p.ipam.DaemonSocketPath
+	}
+	return defaultDHCPSocket
+}
 
 // declares reports whether runtimes give the plugin this capability's argument.
 func (p *plugin) declares(capability string) bool { return p.capabilities[capability] }

@@ -86,7 +86,12 @@ func (j *judge) strict(p *plugin) {
 		j.at(p, Error, "socket", "socket", fmt.Sprintf("ADD fails: the path is %d bytes long, the kernel allows %d for a socket (unix(7))", n, maxSocket),
 			"choose a shorter path, as /run/usernet/usernet.sock")
 	}
-	if err := j.ask(p, known); err != nil {
+	j.value(p, known)
+}
+
+// value tells what the plugin says of keys that it knows.
+func (j *judge) value(p *plugin, keys map[string]json.RawMessage) {
+	if err := j.ask(p, keys); err != nil {
 		j.at(p, Error, "value", "", "ADD fails: "+err.Error(), "correct the value")
 	}
 }
