@@ -109,7 +109,7 @@ func (a *app) conflistFacts(ctx context.Context, set *cnilint.Set, binDirs []str
 		f.Sockets[path] = a.daemonAt(ctx, path)
 	}
 	for _, path := range set.DHCPSockets() {
-		conn, err := net.Dial("unix", path)
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if f.DHCP[path] = err == nil; err == nil {
 			conn.Close()
 		}
