@@ -66,6 +66,7 @@ lint: $(GOLANGCI) ## Format, vet, static checks
 	@for f in .ci/*; do bash -n "$$f"; done
 	@$(GOLANGCI) run --allow-parallel-runners --timeout 10m $(PKGS)
 	@$(GO) -C test/clients vet ./...
+	@$(GO) -C test/libnetwork vet ./...
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Each fuzz target for FUZZTIME (5s)

@@ -42,7 +42,8 @@ type Config struct {
 	// prefixes, for example 10.88.0.1/16 and fd00:88::1/64. Prefixes must not
 	// overlap; where a family has several, the first one's address is the one
 	// that the switch speaks from. A family without a gateway is off: its
-	// packets are dropped and counted. At least one is required.
+	// packets are dropped and counted. At least one is required, save for an
+	// internal network whose links have no addresses and carry nothing.
 	Gateways []netip.Prefix
 
 	// MTU is the links' default MTU in bytes. Zero: DefaultMTU.
@@ -202,6 +203,9 @@ func (cfg Config) normalize() (Config, error) {
 		cfg.DNS.ResolvConf = "/etc/resolv.conf"
 	}
 	cfg.Limits = cfg.Limits.withDefaults(defaultLimits())
+	if len(cfg.Gateways) == 0 && !cfg.Internal {
+		errs = append(errs, errors.New("no gateway: name one address with its prefix per family, such as 10.88.0.1/16"))
+	}
 	errs = append(errs, checkGateways(cfg.Gateways)...)
 	errs = append(errs, checkHostServices(cfg.HostServices)...)
 	return cfg, errors.Join(errs...)
@@ -215,9 +219,6 @@ func checkMTU(mtu int) error {
 }
 
 func checkGateways(gateways []netip.Prefix) []error {
-	if len(gateways) == 0 {
-		return []error{errors.New("no gateway: name one address with its prefix per family, such as 10.88.0.1/16")}
-	}
 	var errs []error
 	for i, g := range gateways {
 		if !g.IsValid() || g.Addr().Is4In6() || g.Addr().Zone() != "" {

@@ -23,7 +23,8 @@ type LinkConfig struct {
 	Name string
 
 	// Addrs are the addresses leased to the container, inside the network's
-	// prefixes. Packets from any other source are dropped. At least one.
+	// prefixes. Packets from any other source are dropped. At least
+	// one, unless the network has no prefixes.
 	Addrs []netip.Addr
 
 	// Aliases are further names. Several links may share an alias; it then

@@ -133,7 +133,7 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	errs := []error{checkName(cfg.Name), err}
 	mtu := orInt(cfg.MTU, s.cfg.MTU)
 	errs = append(errs, checkMTU(mtu), cfg.DHCP.check())
-	if len(cfg.Addrs) == 0 {
+	if len(cfg.Addrs) == 0 && len(s.cfg.Gateways) > 0 {
 		errs = append(errs, errors.New("no address: a link needs at least one of the network's prefixes"))
 	}
 	for _, a := range cfg.Addrs {

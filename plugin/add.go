@@ -132,7 +132,18 @@ func (a *adding) judge(context.Context) error {
 	if a.conf.tap() {
 		a.request.MAC = a.mac.String()
 	}
-	if !a.conf.IPAM.leasedByDaemon() {
+	return a.judgeIPAM(args, wanted)
+}
+
+// judgeIPAM says in the request where addresses come from.
+func (a *adding) judgeIPAM(args cniArgs, wanted []netip.Addr) error {
+	switch {
+	case !a.conf.IPAM.leasedByDaemon():
+		return nil
+	case a.conf.IPAM.Type == noIPAM && len(wanted) > 0:
+		return fail(types.ErrInvalidNetworkConfig, "address %s is asked for, and the configuration has no \"ipam\" to lease it from", wanted[0])
+	case a.conf.IPAM.Type == noIPAM:
+		a.request.Unaddressed = true
 		return nil
 	}
 	a.request.Sets, a.request.IPs = a.conf.sets(), wanted
@@ -415,7 +426,7 @@ func (a *adding) rangesKey() string {
 // moveIn puts the device into the container and configures it.
 func (a *adding) moveIn(ctx context.Context) error {
 	reply := &a.link.Reply
-	if len(reply.Addrs) == 0 || len(reply.Gateways) != len(reply.Addrs) {
+	if (len(reply.Addrs) == 0) != a.request.Unaddressed || len(reply.Gateways) != len(reply.Addrs) {
 		return fail(ErrDaemonProtocol, "attach %s: the daemon answered %d addresses and %d gateways",
 			a.key(), len(reply.Addrs), len(reply.Gateways))
 	}

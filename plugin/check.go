@@ -75,7 +75,7 @@ func (i *invocation) expected(prev *types100.Result) (netns.Interface, error) {
 		gw, _ := netip.AddrFromSlice(ip.Gateway)
 		addrs, gateways = append(addrs, addr), append(gateways, gw.Unmap())
 	}
-	if len(addrs) == 0 {
+	if len(addrs) == 0 && i.conf.IPAM.Type != noIPAM {
 		return netns.Interface{}, fail(types.ErrInvalidNetworkConfig, `"prevResult" has no address of the interface %s`, i.params.IfName)
 	}
 	mtu := prev.Interfaces[index].Mtu

@@ -60,6 +60,8 @@ type config struct {
 	PrevResult json.RawMessage
 	// Valid are GC's attachments that are still there.
 	Valid []types.GCAttachment
+	// Overlooked are the faults that a lenient judge let pass; nil: none.
+	Overlooked error
 	// Bridge holds what the drop-in name bridge alone has; nil under other names.
 	Bridge *bridgeConf
 	// Tuning and TuningArgs are what the drop-in name tuning sets, by its own
@@ -160,6 +162,7 @@ func (s *schema) parse(data []byte, how strictness) (*config, error) {
 		}
 	}
 	if how == lenient {
+		c.Overlooked = joinFaults(faults)
 		faults = slices.DeleteFunc(faults, func(e *types.Error) bool { return e.Code != types.ErrDecodingFailure })
 	} else {
 		faults = append(faults, c.disagreements()...)

@@ -29,11 +29,17 @@ func (i *invocation) del(ctx context.Context) error {
 	}
 	err := i.detach(ctx)
 	i.forgetFlows()
-	return errors.Join(
+	err = errors.Join(
 		err,
 		i.deleteInterface(),
 		i.releaseIPAM(ctx),
 	)
+	if err == nil && i.conf.Bridge != nil && i.missing {
+		// No ADD took this configuration, and nothing is left of another: as
+		// with the reference bridge the runtime's log says why.
+		return i.conf.Overlooked
+	}
+	return err
 }
 
 // detach has the daemon forget the link, now or when there is a daemon again.
@@ -45,6 +51,7 @@ func (i *invocation) detach(ctx context.Context) error {
 	if err := errors.Join(stone.Write(i.socket()), i.done("tombstone")); err != nil {
 		return err
 	}
+	i.missing = true
 	// A daemon that was starting meanwhile may have looked for tombstones just
 	// before this one was written, so that it would find it only at its next
 	// start. If one serves now, it is told after all.
@@ -59,8 +66,9 @@ func (i *invocation) detach(ctx context.Context) error {
 func (i *invocation) tryDetach(ctx context.Context) (left bool, err error) {
 	bounded, cancel := context.WithTimeout(ctx, detachPatience)
 	defer cancel()
-	_, err = i.client.Detach(bounded, i.key())
+	removed, err := i.client.Detach(bounded, i.key())
 	if err == nil {
+		i.missing = !removed
 		return false, nil
 	}
 	if isUnreachable(err) || ctx.Err() == nil && bounded.Err() != nil {

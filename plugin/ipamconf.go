@@ -148,7 +148,7 @@ func rangeFault(r control.Range) string {
 	case subnet != subnet.Masked():
 		return fmt.Sprintf("the subnet has host bits set; the network is %s", subnet.Masked())
 	case subnet.Bits() > subnet.Addr().BitLen()-2:
-		return "the subnet is too small: there is no room for a gateway and a container"
+		return fmt.Sprintf("Network %s too small to allocate from: there is no room for a gateway and a container", subnet) // host-local's words
 	}
 	for _, a := range []struct {
 		key  string

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -78,5 +79,58 @@ func TestNetnsBridgeInternal(t *testing.T) {
 	n, err := b.client.Network(t.Context(), "web")
 	if err != nil || !n.Internal {
 		t.Errorf("internal %v, %v", n.Internal, err)
+	}
+}
+
+// TestNetnsBridgeWithoutIPAM: an interface without addresses comes up, is told
+// of as it is, and goes.
+func TestNetnsBridgeWithoutIPAM(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	before := b.world("")
+	conf := map[string]any{"mtu": 1400}
+	r, err := b.runAs(nameBridge, cmdAdd, b.dropIn(nameBridge, conf), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := containerLink(t, b.ctr).Attrs()
+	if len(r.IPs) > 0 || len(r.Routes) > 0 || r.Interfaces[0].Mac != a.HardwareAddr.String() || a.MTU != 1400 || a.OperState.String() == "down" {
+		t.Errorf("%+v: %+v", r, a)
+	}
+	conf["prevResult"] = r
+	for _, verb := range []string{cmdCheck, cmdDel} {
+		if _, err := b.runAs(nameBridge, verb, b.dropIn(nameBridge, conf), nil); err != nil {
+			t.Errorf("%s: %v", verb, err)
+		}
+	}
+	if diff := cmp.Diff(before, b.world("")); diff != "" {
+		t.Errorf("DEL left something (-before +after)\n%s", diff)
+	}
+	delete(conf, "prevResult")
+	_, err = b.runAs(nameBridge, cmdAdd, b.dropIn(nameBridge, conf), nil, "CNI_ARGS=IP=10.1.2.3")
+	wantError(t, err, types.ErrInvalidNetworkConfig, "10.1.2.3", "ipam")
+}
+
+// TestNetnsBridgeDelOfWhatNeverWorked: a DEL says why when neither it nor an ADD
+// can have had anything to do, and only then.
+func TestNetnsBridgeDelOfWhatNeverWorked(t *testing.T) {
+	b := newBed(t)
+	small := map[string]any{"ipam": map[string]any{"type": "host-local", "ranges": []any{[]any{map[string]any{"subnet": "192.168.1.0/31"}}}}}
+	for _, verb := range []string{cmdAdd, cmdDel} {
+		_, err := b.runAs(nameBridge, verb, b.dropIn(nameBridge, small), nil)
+		wantError(t, err, types.ErrInvalidNetworkConfig, "Network 192.168.1.0/31 too small to allocate from")
+	}
+	b.startDaemon()
+	_, err := b.runAs(nameBridge, cmdDel, b.dropIn(nameBridge, small), nil)
+	wantError(t, err, types.ErrInvalidNetworkConfig, "too small")
+	if _, err := b.runAs(nameBridge, cmdAdd, b.dropIn(nameBridge, map[string]any{"ipam": hostLocal}), nil); err != nil {
+		t.Fatal(err)
+	}
+	// The configuration was edited meanwhile.
+	if _, err := b.runAs(nameBridge, cmdDel, b.dropIn(nameBridge, small), nil); err != nil {
+		t.Error(err)
+	}
+	if links, err := b.client.Links(t.Context(), ""); err != nil || len(links) > 0 {
+		t.Errorf("%v, %v", links, err)
 	}
 }

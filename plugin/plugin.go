@@ -60,6 +60,7 @@ type invocation struct {
 	version string  // to print results and errors in
 	conf    *config // judged
 	client  *control.Client
+	missing bool // no daemon had a link to detach
 
 	// afterStep is called after each step of an ADD and after a DEL's tombstone;
 	// an error from it makes the step fail. For tests; nil otherwise.

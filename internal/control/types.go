@@ -92,9 +92,10 @@ type AttachRequest struct {
 
 	Bandwidth *Bandwidth `json:"bandwidth,omitempty"` // absent: no limit
 
-	Sets     [][]Range `json:"sets,omitempty"`     // creates the network when absent, must agree with it when present; one address per set
-	Internal bool      `json:"internal,omitempty"` // of the network when this request creates it: no egress
-	MTU      int       `json:"mtu,omitempty"`      // bytes; 0: the network's
+	Sets        [][]Range `json:"sets,omitempty"`        // creates the network when absent, must agree with it when present; one address per set
+	Unaddressed bool      `json:"unaddressed,omitempty"` // the link gets no address, and carries nothing; excludes Sets, Addrs and Publications
+	Internal    bool      `json:"internal,omitempty"`    // of the network when this request creates it: no egress
+	MTU         int       `json:"mtu,omitempty"`         // bytes; 0: the network's
 
 	IPs      []netip.Addr   `json:"ips,omitempty"`      // wanted addresses out of Sets
 	Sticky   string         `json:"sticky,omitempty"`   // the container's name, when the last addresses of this name and ifname are to be had again; not with Addrs

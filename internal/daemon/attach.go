@@ -163,6 +163,9 @@ func (a *attaching) intent(context.Context) error {
 // lease gets the addresses, durably.
 func (a *attaching) lease(ctx context.Context) error {
 	rec := a.l.rec
+	if a.req.Unaddressed {
+		return nil
+	}
 	if len(a.req.Addrs) > 0 {
 		rec.Addrs = slices.Clone(a.req.Addrs)
 		for _, p := range rec.Addrs {

@@ -97,6 +97,10 @@ func normalizeSets(sets [][]control.Range) ([][]ipam.Range, []netip.Prefix, erro
 // error: the request implies nothing, the network must exist.
 func recordOfAttach(req *control.AttachRequest) (*networkRecord, error) {
 	switch {
+	case req.Unaddressed:
+		return &networkRecord{
+			Name: req.Network, Source: control.SourceAttach, MTU: netstack.DefaultMTU, Internal: true, Created: time.Now().UTC(),
+		}, nil
 	case len(req.Sets) > 0:
 		return newRecord(&control.CreateNetworkRequest{Name: req.Network, Sets: req.Sets, Internal: req.Internal}, control.SourceAttach, nil)
 	case len(req.Addrs) > 0:

@@ -111,6 +111,9 @@ func checkDevice(req *control.AttachRequest) error {
 }
 
 func checkAttachAddrs(req *control.AttachRequest) error {
+	if req.Unaddressed && len(req.Addrs)+len(req.Sets)+len(req.IPs)+len(req.Publications) > 0 {
+		return control.Errorf(control.CodeInvalid, "unaddressed excludes addrs, sets, ips and publications")
+	}
 	if len(req.Addrs) > 0 && (len(req.Sets) > 0 || len(req.IPs) > 0) {
 		return control.Errorf(control.CodeInvalid, "addrs (leased elsewhere) exclude sets and ips (to be leased here)")
 	}

@@ -19,8 +19,8 @@ import (
 // interface goes down; router advertisements are not listened to. No link-local
 // address is made, so that an idle interface is silent.
 //
-// A TAP with IPv6 addresses has a link-local one: the kernel probes neighbours
-// from it. And a TAP says so when it comes up or gets another MAC address, for
+// A TAP with IPv6 addresses, or without any, has a link-local one: the kernel
+// probes neighbours from it, and whoever wants addresses later may too. And a TAP says so when it comes up or gets another MAC address, for
 // which the switch at its other end listens.
 //
 // Errors match [ErrInvalid] and *StepError.
@@ -43,7 +43,7 @@ func (j *job) configure(cfg Interface) error {
 	if err != nil {
 		return err
 	}
-	if !isTAP(link) || !cfg.hasIPv6() {
+	if !isTAP(link) || len(cfg.Addrs) > 0 && !cfg.hasIPv6() {
 		if err := j.stopLinkLocal(link); err != nil {
 			return err
 		}
