@@ -20,20 +20,24 @@ func (s *sink) WriteFrame([][]byte) error       { return nil }
 func (s *sink) MTU() int                        { return DefaultMTU }
 func (s *sink) Close() error                    { close(s.closed); return nil }
 
-// forwarder is a switch with two links on sinks, and a frame from one to the
-// other, as its reader would hold it.
-func forwarder(tb testing.TB, payload int) (*Switch, *Link, *frame, int) {
-	s, err := New(Config{
-		Gateways: []netip.Prefix{netip.MustParsePrefix("10.88.0.1/24")},
-		DNS:      DNSConfig{ResolvConf: os.DevNull},
-	})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { s.Close() })
+// forwarder is two links on sinks, of one switch or of two that are joined, and
+// a frame from one to the other, as its reader would hold it.
+func forwarder(tb testing.TB, payload int, joined bool) (*Switch, *Link, *frame, int) {
+	s := sinkSwitch(tb, Config{Gateways: []netip.Prefix{netip.MustParsePrefix("10.88.0.1/24")}})
 	addrs := []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.3")}
+	switches := []*Switch{s, s}
+	if joined {
+		if err := s.SetPolicy(Policy{Ingress: IngressOpen}); err != nil {
+			tb.Fatal(err)
+		}
+		addrs[1] = netip.MustParseAddr("10.99.0.3")
+		switches[1] = sinkSwitch(tb, Config{
+			Gateways: []netip.Prefix{netip.MustParsePrefix("10.99.0.1/24")}, Fabric: s.cfg.Fabric, Policy: s.Policy(),
+		})
+	}
 	var links []*Link
 	for i, a := range addrs {
+		s := switches[i]
 		l, err := s.Attach(newSink(), LinkConfig{Name: string('a' + rune(i)), Addrs: []netip.Addr{a}})
 		if err != nil {
 			tb.Fatal(err)
@@ -60,6 +64,17 @@ func fill(f *frame, hdr tunnel.Header, pkt []byte) int {
 	return len(raw)
 }
 
+func sinkSwitch(tb testing.TB, cfg Config) *Switch {
+	tb.Helper()
+	cfg.DNS.ResolvConf = os.DevNull
+	s, err := New(cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { s.Close() })
+	return s
+}
+
 // forwardOnce does what the reader does with a frame, the read aside.
 func forwardOnce(tb testing.TB, s *Switch, l *Link, f *frame, n int) {
 	f.prepare()
@@ -74,14 +89,16 @@ func forwardOnce(tb testing.TB, s *Switch, l *Link, f *frame, n int) {
 }
 
 func TestForwardingDoesNotAllocate(t *testing.T) {
-	for _, payload := range []int{1, 60000} {
-		s, l, f, n := forwarder(t, payload)
-		forwardOnce(t, s, l, f, n) // opens the flow
-		if allocs := testing.AllocsPerRun(1000, func() { forwardOnce(t, s, l, f, n) }); allocs != 0 {
-			t.Errorf("%v allocations per frame of %d bytes", allocs, n)
-		}
-		if d := l.Stats().Drops; len(d) != 0 {
-			t.Errorf("drops %v", d)
+	for _, joined := range []bool{false, true} {
+		for _, payload := range []int{1, 60000} {
+			s, l, f, n := forwarder(t, payload, joined)
+			forwardOnce(t, s, l, f, n) // opens the flow
+			if allocs := testing.AllocsPerRun(1000, func() { forwardOnce(t, s, l, f, n) }); allocs != 0 {
+				t.Errorf("%v allocations per frame of %d bytes, joined %v", allocs, n, joined)
+			}
+			if d := l.Stats().Drops; len(d) != 0 {
+				t.Errorf("drops %v", d)
+			}
 		}
 	}
 }
@@ -89,7 +106,7 @@ func TestForwardingDoesNotAllocate(t *testing.T) {
 // hostForwarder is forwarder with a host link: the frame is the first link's
 // answer in one of several flows of the host's.
 func hostForwarder(tb testing.TB, payload, flows int) (*Switch, *Link, *frame, int) {
-	s, l, f, _ := forwarder(tb, payload)
+	s, l, f, _ := forwarder(tb, payload, false)
 	host, err := s.AttachHost(newSink(), HostLinkConfig{Name: "host"})
 	if err != nil {
 		tb.Fatal(err)
@@ -135,9 +152,13 @@ func BenchmarkForwardToHost(b *testing.B) {
 }
 
 func BenchmarkForward(b *testing.B) {
-	for name, payload := range map[string]int{"small": 1, "superframe": 60000} {
-		b.Run(name, func(b *testing.B) {
-			s, l, f, n := forwarder(b, payload)
+	for _, bench := range []struct {
+		name    string
+		payload int
+		joined  bool
+	}{{"small", 1, false}, {"superframe", 60000, false}, {"joined", 1, true}} {
+		b.Run(bench.name, func(b *testing.B) {
+			s, l, f, n := forwarder(b, bench.payload, bench.joined)
 			b.SetBytes(int64(n - tunnel.HeaderLen))
 			b.ReportAllocs()
 			for b.Loop() {

@@ -67,6 +67,13 @@ type Config struct {
 	// addresses, link-local, cloud metadata). It never opens loopback.
 	Allow []netip.Prefix
 
+	// Policy says what links may reach besides the outside. SetPolicy replaces
+	// it at run time.
+	Policy Policy
+
+	// Fabric joins this switch with others of the process. Nil: it is alone.
+	Fabric *Fabric
+
 	// Limits bound what one link may hold. Zero fields take defaults.
 	Limits Limits
 
@@ -195,6 +202,9 @@ func (cfg Config) normalize() (Config, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Fabric == nil {
+		cfg.Fabric = new(Fabric)
 	}
 	if cfg.DNS.Domain == "" {
 		cfg.DNS.Domain = "usernet.internal"

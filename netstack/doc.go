@@ -7,7 +7,8 @@
 // tunnel.Device whose far end is an interface in the container's namespace,
 // the addresses leased to it, and its names. A [Publication] is a listener on
 // the host that leads to a port of a link. A [Flow] is one conversation.
-// Several switches live in one process without knowing of each other.
+// Several switches live in one process; they know of each other only if they
+// share a [Fabric].
 //
 // # Life of a packet
 //
@@ -21,8 +22,10 @@
 //  2. The source must be leased to the link. Protocols that configure
 //     networks (router advertisements, redirects, DHCP, neighbour discovery)
 //     end here; where [LinkConfig].DHCP says so, DHCPv4 is answered (dhcp.go).
-//  3. If the destination is a link, the frame is forwarded (forward.go): hop
-//     limit less one, and the same bytes are written to the other device.
+//  3. If the destination is a link, of this network or of one that policy joins
+//     it with (fabric.go), both networks' rules are asked, and the frame is
+//     forwarded (forward.go): hop limit less one, and the same bytes are
+//     written to the other device.
 //     Checksums and segmentation that the first kernel left open stay open
 //     and the second completes them, so a frame costs two system calls for up
 //     to 64 KiB. gVisor has no part in it, and TCP between containers
@@ -85,5 +88,5 @@
 // # What it does not do
 //
 // No fragmentation of what forbids it, no translation between families, no
-// application gateways, no forwarding between networks.
+// application gateways, no forwarding between networks that overlap.
 package netstack

@@ -42,8 +42,9 @@ type Traffic struct {
 type Flow struct {
 	ID          uint64         `json:"id"`
 	Network     string         `json:"network"`
-	Link        string         `json:"link"`           // the container's link; for peer flows, the origin's
-	Peer        string         `json:"peer,omitempty"` // the target's link of a peer flow
+	Link        string         `json:"link"`                  // the container's link; for peer flows, the origin's
+	Peer        string         `json:"peer,omitempty"`        // the target's link of a peer flow
+	PeerNetwork string         `json:"peerNetwork,omitempty"` // that link's network, if it is another one
 	Direction   FlowDirection  `json:"direction"`
 	Proto       string         `json:"proto"` // "tcp", "udp", "icmp" or the IP protocol's number
 	Source      netip.AddrPort `json:"source"`
@@ -127,6 +128,9 @@ func (f *flow) snapshot() Flow {
 		out.Link, out.FromContainer, out.ToContainer = s.peer.name, out.ToContainer, out.FromContainer
 	case s.peer != nil:
 		out.Peer = s.peer.name
+		if s.peer.s != s.link.s {
+			out.PeerNetwork = s.peer.s.cfg.Name
+		}
 	}
 	if s.target.IsValid() && s.target != s.destination {
 		out.Target = &s.target
@@ -331,19 +335,19 @@ func (f *flow) endCause() string {
 	return "idle"
 }
 
-// dropLink ends the peer flows of a link that leaves.
-func (t *flowTable) dropLink(l *Link) {
+// dropPeers ends the peer flows for which cause names one.
+func (t *flowTable) dropPeers(cause func(*flow) string) {
 	t.mu.Lock()
-	var over []*flow
+	over := map[*flow]string{}
 	for k, f := range t.peers {
-		if f.spec.link == l || f.spec.peer == l {
+		if c := cause(f); c != "" {
 			delete(t.peers, k)
-			over = append(over, f)
+			over[f] = c
 		}
 	}
 	t.mu.Unlock()
-	for _, f := range over {
-		f.peerOver("link detached")
+	for f, c := range over {
+		f.peerOver(c)
 	}
 }
 

@@ -16,7 +16,11 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 		l.drop(reason)
 		return
 	}
-	if to := s.linkByAddr(f.pkt.Dst); to != nil {
+	to := s.linkByAddr(f.pkt.Dst)
+	if to == nil {
+		to = s.foreignLink(f.pkt.Dst)
+	}
+	if to != nil {
 		s.toPeer(l, to, f)
 		return
 	}
@@ -46,7 +50,7 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 	}
 	v := s.decide(l, &f.pkt)
 	if v.Action != policy.Forward {
-		s.refuse(l, f, v)
+		s.refuse(l, nil, f, v)
 		return
 	}
 	s.toNAT(l, f, v)
@@ -100,7 +104,7 @@ func neverForwarded(p *packet.Header) DropReason {
 func (s *Switch) decide(l *Link, p *packet.Header) policy.Verdict {
 	return s.rules.Load().Decide(policy.Flow{
 		Origin: policy.FromContainer, Link: l.name, Proto: p.Proto,
-		Src: p.SrcAddrPort(), Dst: p.DstAddrPort(),
+		Src: p.SrcAddrPort(), Dst: p.DstAddrPort(), Joined: s.joined(p.Dst) != nil,
 	}, s.hostAddrs.Load(), s.isLink)
 }
 
@@ -108,16 +112,22 @@ func (s *Switch) decide(l *Link, p *packet.Header) policy.Verdict {
 // says so: a TCP port that nobody serves is reset, as a host would do it;
 // everything else learns by ICMP that it is prohibited, so that clients fail
 // at once.
-func (s *Switch) refuse(l *Link, f *frame, v policy.Verdict) {
+//
+// peer is the link that it was for, nil for the outside.
+func (s *Switch) refuse(l, peer *Link, f *frame, v policy.Verdict) {
 	l.drop(dropForPolicy(v.Reason))
 	if v.Action != policy.Reject {
 		return
 	}
 	if l.newFlows.Allow() {
-		s.flows.refused(flowSpec{
-			link: l, direction: FlowEgress, proto: f.pkt.Proto,
+		spec := flowSpec{
+			link: l, peer: peer, direction: FlowEgress, proto: f.pkt.Proto,
 			source: f.pkt.SrcAddrPort(), destination: f.pkt.DstAddrPort(),
-		}, v.Reason.String())
+		}
+		if peer != nil {
+			spec.direction = FlowPeer
+		}
+		s.flows.refused(spec, v.Reason.String())
 	}
 	switch {
 	case v.Reason != policy.ReasonNoService && v.Reason != policy.ReasonNoSuchLink:
@@ -156,10 +166,14 @@ func (s *Switch) toNAT(l *Link, f *frame, v policy.Verdict) {
 	}
 }
 
-// toPeer forwards a frame to another link of the network, verbatim but for the
-// hop limit: checksums that the kernel left open and segmentation stay open,
+// toPeer forwards a frame to another link of this network, or of one that it is
+// joined with, verbatim but for the hop limit: checksums that the kernel left open and segmentation stay open,
 // and the far kernel completes them.
 func (s *Switch) toPeer(from, to *Link, f *frame) {
+	if v := from.decidePeer(to); v.Action != policy.Forward {
+		s.refuse(from, to, f, v)
+		return
+	}
 	if f.pkt.HopLimit <= 1 {
 		from.drop(DropHopLimit)
 		from.reject(f, packet.ErrTimeExceeded)
@@ -206,6 +220,11 @@ func (s *Switch) peerFlow(from, to *Link, p *packet.Header) (*flow, direction) {
 	k := peerKey{p.Proto, p.SrcAddrPort(), p.DstAddrPort()}
 	if fl, dir := s.flows.lookupPeer(k); fl != nil {
 		return fl, dir
+	}
+	if to.s != s { // the flow is where it began
+		if fl, dir := to.s.flows.lookupPeer(k); fl != nil {
+			return fl, dir
+		}
 	}
 	if int(from.peerFlows.Load()) >= from.limits.PeerFlows {
 		from.drop(DropFlowLimit)

@@ -61,18 +61,28 @@ func newHarness(t *testing.T, change func(*Config)) *harness {
 	return &harness{t: t, s: s}
 }
 
+// addr is the n-th address of the network's family.
+func (h *harness) addr(v4 bool, n byte) netip.Addr {
+	b := h.s.gateway(v4).AsSlice()
+	if b == nil {
+		return netip.Addr{}
+	}
+	b[len(b)-1] = n
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
 // attach joins a container with the n-th addresses of the network.
 func (h *harness) attach(name string, n byte, change func(*LinkConfig)) *end {
 	h.t.Helper()
 	a, b := tunneltest.Pair(testMTU)
 	e := &end{
 		t: h.t, dev: b, got: make(chan []byte, 64),
-		v4: netip.AddrFrom4([4]byte{10, 88, 0, n}),
-		v6: netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x88, 15: n}),
+		v4: h.addr(true, n), v6: h.addr(false, n),
 	}
 	cfg := LinkConfig{Name: name}
 	for _, addr := range []netip.Addr{e.v4, e.v6} {
-		if h.s.gateway(addr.Is4()).IsValid() {
+		if addr.IsValid() {
 			cfg.Addrs = append(cfg.Addrs, addr)
 		}
 	}

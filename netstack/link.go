@@ -189,7 +189,12 @@ func (l *Link) detach(cause error) {
 	l.s.udp.linkGone(l)
 	l.s.icmp.linkGone(l)
 	l.s.resolver.linkGone(l)
-	l.s.flows.dropLink(l)
+	l.s.dropPeers(func(f *flow) string {
+		if f.spec.link == l || f.spec.peer == l {
+			return "link detached"
+		}
+		return ""
+	})
 	l.captures.stopAll()
 	l.s.forgetLink(l)
 	l.err = cause

@@ -100,7 +100,7 @@ func bytesOf(b []byte) (pieces [][]byte) {
 
 // Nothing is allocated per packet on the way out.
 func TestNICWriteDoesNotAllocate(t *testing.T) {
-	s, l, _, _ := forwarder(t, 1000)
+	s, l, _, _ := forwarder(t, 1000, false)
 	gso := stack.GSO{Type: stack.GSOTCPv4, NeedsCsum: true, CsumOffset: 16, MSS: 1460, L3HdrLen: 20}
 	pkt := outgoing(l.addrs[0], gso, make([]byte, 30000), make([]byte, 30000))
 	defer pkt.DecRef()

@@ -361,12 +361,7 @@ func (s *Switch) spoofable(a netip.Addr) bool {
 	if !a.IsValid() || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
 		return false
 	}
-	for _, g := range s.cfg.Gateways {
-		if g.Contains(a) {
-			return false
-		}
-	}
-	return true
+	return s.cfg.Fabric.network(a) == nil
 }
 
 // decideIngress asks policy about a flow that begins on the host.

@@ -37,11 +37,13 @@ type Switch struct {
 	names     atomic.Pointer[names]
 	isLink    func(netip.Addr) bool // linkByAddr(a) != nil, bound once
 
-	mu     sync.Mutex // guards what follows; serialises changes of the tables above
-	links  map[string]*Link
-	hosts  map[string]*Link // the host's own
-	closed bool
-	past   linkCounters // of links that have left
+	mu      sync.Mutex // guards what follows; serialises changes of the tables above
+	links   map[string]*Link
+	hosts   map[string]*Link // the host's own
+	policy  Policy
+	refused []netip.Prefix // see Config.Refuse
+	closed  bool
+	past    linkCounters // of links that have left
 	// pastDevices are the drops that the devices of those counted themselves.
 	pastDevices map[string]uint64
 }
@@ -53,11 +55,13 @@ func New(cfg Config) (*Switch, error) {
 	if err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
-	table, err := policy.Compile(cfg.rules(cfg.Refuse))
-	if err != nil {
+	s := &Switch{
+		cfg: cfg, log: cfg.Log.With("network", cfg.Name), policy: cfg.Policy, refused: slices.Clone(cfg.Refuse),
+		links: map[string]*Link{}, hosts: map[string]*Link{}, pastDevices: map[string]uint64{},
+	}
+	if err := s.compileLocked(); err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
-	s := &Switch{cfg: cfg, log: cfg.Log.With("network", cfg.Name), links: map[string]*Link{}, hosts: map[string]*Link{}, pastDevices: map[string]uint64{}}
 	for _, g := range slices.Backward(cfg.Gateways) { // the first of a family counts
 		if g.Addr().Is4() {
 			s.gateway4 = g.Addr()
@@ -67,11 +71,14 @@ func New(cfg Config) (*Switch, error) {
 	}
 	s.flows = newFlowTable(cfg.Name, cfg.OnFlow)
 	s.fib.Store(new(bart.Table[*Link]))
-	s.rules.Store(table)
 	s.isLink = func(a netip.Addr) bool { return s.linkByAddr(a) != nil }
 	s.SetHostAddrs(interfaceAddrs())
 	s.rebuildNamesLocked()
+	if err := s.cfg.Fabric.join(s); err != nil {
+		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
+	}
 	if err := s.startNAT(); err != nil {
+		s.cfg.Fabric.leave(s)
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
 	return s, nil
@@ -280,11 +287,14 @@ func (s *Switch) SetHostAddrs(addrs, broadcasts []netip.Addr) {
 
 // SetRefuse replaces the prefixes that egress must not reach.
 func (s *Switch) SetRefuse(refuse []netip.Prefix) error {
-	table, err := policy.Compile(s.cfg.rules(refuse))
-	if err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.refused
+	s.refused = slices.Clone(refuse)
+	if err := s.compileLocked(); err != nil {
+		s.refused = was
 		return &OpError{Op: "refuse", Object: fmt.Sprint(refuse), Err: err}
 	}
-	s.rules.Store(table)
 	return nil
 }
 
@@ -321,6 +331,7 @@ func (s *Switch) Shutdown(ctx context.Context) error {
 	if was {
 		return nil
 	}
+	s.cfg.Fabric.leave(s)
 	var errs []error
 	s.tcp.closePublications()
 	for _, l := range slices.Concat(s.Links(), s.HostLinks()) {

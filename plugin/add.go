@@ -126,7 +126,8 @@ func (a *adding) judge(context.Context) error {
 	a.request = control.AttachRequest{
 		Network: a.conf.Name, Container: a.params.ContainerID, IfName: a.params.IfName,
 		Owner: a.Runtime, Internal: a.conf.Internal, MTU: a.conf.MTU, Device: a.conf.Device, Bandwidth: a.conf.bandwidth(),
-		Hostname: args.Hostname, Aliases: a.conf.Runtime.Aliases,
+		PolicyWishes: a.conf.Policy,
+		Hostname:     args.Hostname, Aliases: a.conf.Runtime.Aliases,
 		DNS: dnsRequest(a.conf.dns()), BootID: bootID(),
 	}
 	if a.conf.tap() {

@@ -36,6 +36,8 @@ type config struct {
 	MTU int
 	// Internal networks have no way out: no egress, no default route.
 	Internal bool
+	// Policy is what the network's containers may reach besides the outside.
+	Policy control.PolicyWishes
 	// Autostart lets ADD, GC and STATUS start the daemon when nothing serves
 	// the socket. The key "autostart", default true.
 	Autostart bool
@@ -97,6 +99,9 @@ var fields = map[string]field{
 	"egressRate":                limit(func(b *bandwidth) *uint64 { return &b.EgressRate }),
 	"egressBurst":               limit(func(b *bandwidth) *uint64 { return &b.EgressBurst }),
 	"internal":                  func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Internal) },
+	"ingressPolicy":             decodeIngressPolicy,
+	"portIsolation":             func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Policy.PortIsolation) },
+	"hairpin":                   func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Policy.Hairpin) },
 	"autostart":                 func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Autostart) },
 	"publish":                   decodePublish,
 	"routes":                    decodeRoutes,
@@ -264,6 +269,20 @@ func decodeDevice(c *config, raw json.RawMessage) error {
 	}
 	c.Device = device
 	return nil
+}
+
+// decodeIngressPolicy takes the values of the reference plugin firewall.
+func decodeIngressPolicy(c *config, raw json.RawMessage) error {
+	var p string
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return err
+	}
+	switch p {
+	case control.IngressOpen, control.IngressSameBridge, control.IngressIsolated, "":
+		c.Policy.IngressPolicy = p
+		return nil
+	}
+	return unsupported("ingressPolicy", raw, `want "open" (containers of other open networks too), "same-bridge" (those of this network, the default) or "isolated" (none)`)
 }
 
 // tap reports whether the container's interface is a TAP.

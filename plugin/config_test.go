@@ -21,6 +21,7 @@ func TestParseConfigFull(t *testing.T) {
 		"cniVersion": "1.1.0", "name": "web", "type": "usernet", "disableCheck": true, "disableGC": false,
 		"cniVersions": ["0.4.0"], "loadOnlyInlinedPlugins": false, "cni.dev/something": {"new": 1},
 		"socket": "/run/x.sock", "device": "tap", "mtu": 1400, "internal": true, "autostart": false,
+		"ingressPolicy": "isolated", "portIsolation": true, "hairpin": false,
 		"capabilities": {"portMappings": true, "ips": true},
 		"ipam": {"type": "usernet",
 			"ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10", "rangeEnd": "10.1.0.20", "gateway": "10.1.0.1"},
@@ -38,6 +39,7 @@ func TestParseConfigFull(t *testing.T) {
 	table := 7
 	want := &config{
 		CNIVersion: "1.1.0", Name: "web", Socket: "/run/x.sock", Device: "tap", MTU: 1400, Internal: true,
+		Policy: control.PolicyWishes{IngressPolicy: "isolated", PortIsolation: new(true), Hairpin: new(false)},
 		IPAM: ipamConfig{Type: "usernet",
 			Sets: [][]control.Range{{
 				{Subnet: netip.MustParsePrefix("10.1.0.0/24"), RangeStart: netip.MustParseAddr("10.1.0.10"), RangeEnd: netip.MustParseAddr("10.1.0.20"), Gateway: netip.MustParseAddr("10.1.0.1")},
@@ -124,6 +126,11 @@ func TestParseConfigFaults(t *testing.T) {
 		{`{"name":"n","socket":"x.sock"}`, 7, []string{`"socket"`, "x.sock", "absolute"}},
 		{`{"name":"n","socket":"@abstract"}`, 7, []string{`"socket"`}},
 		{`{"name":"n","socket":"/` + strings.Repeat("x", 107) + `"}`, 7, []string{`"socket"`, "108"}},
+		{`{"name":"n","ingressPolicy":"closed"}`, 2, []string{`"ingressPolicy"`, `"closed"`, "same-bridge"}},
+		{`{"name":"n","ingressPolicy":true}`, 7, []string{`"ingressPolicy"`, "true"}},
+		{`{"name":"n","portIsolation":"yes"}`, 7, []string{`"portIsolation"`, `"yes"`}},
+		{`{"name":"n","hairpin":1}`, 7, []string{`"hairpin"`, "1"}},
+		{`{"name":"n","hairpinMode":true}`, 2, []string{`"hairpinMode"`}},
 		{`{"name":"n","autostart":"no"}`, 7, []string{`"autostart"`, `"no"`}},
 		{`{"name":"n","dns":{"nameserver":["1.1.1.1"]}}`, 7, []string{`"dns"`, "nameserver"}},
 		{`{"name":"n","dns":{"nameservers":["one.one"]}}`, 7, []string{`"dns.nameservers"`, "one.one"}},

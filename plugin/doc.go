@@ -141,6 +141,22 @@
 // stricter holds. Ingress is into the container. A burst that stands for "no
 // choice" (containerd's, CRI-O's) is what the rate carries in 50 ms.
 //
+// # Policy
+//
+// The key "ingressPolicy" has the values of the reference plugin firewall, and
+// says from where flows come to the network's containers: "same-bridge", the
+// default here, from the same network; "open", the reference's default, from
+// other networks that are open as well; "isolated" from no container, not even
+// of the same network. Published ports are open in any case. Where the
+// reference looks at the origin's policy alone, both networks have to be open
+// here. "portIsolation" keeps the containers of a network apart as isolated
+// bridge ports do: they reach the gateway, the outside, published ports, and
+// other open networks. An internal network is joined with no other.
+//
+// All are properties of the network. The last ADD's word counts, also for the
+// containers that are there; a network that was made through the API or by the
+// daemon's configuration refuses an ADD that wants it otherwise.
+//
 // # The daemon is not there
 //
 // ADD, GC and STATUS start it unless the configuration says "autostart": false.

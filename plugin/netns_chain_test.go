@@ -41,7 +41,7 @@ func podmanChain(tuningDir string) []element {
 			map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "TCP"},
 			map[string]any{"HostPort": 5353, "ContainerPort": 53, "Protocol": "udp", "HostIP": "127.0.0.1"},
 		}}}},
-		{nameFirewall, map[string]any{"backend": "", "ingressPolicy": "same-bridge"}},
+		{nameFirewall, map[string]any{"backend": ""}},
 		{nameTuning, map[string]any{"dataDir": tuningDir, "mtu": 1400, "mac": "02:00:00:00:00:42", "allmulti": true, "txQLen": 77,
 			"promisc": true, "sysctl": map[string]any{"net.ipv4.ip_default_ttl": "99"}}},
 		{nameBandwidth, map[string]any{"ingressRate": 8000000, "ingressBurst": 800000}},
@@ -197,8 +197,8 @@ func TestNetnsChainUndoesEachStep(t *testing.T) {
 	steps := map[string][]string{
 		namePortmap:   {"listen", "publish"},
 		nameTuning:    {"sysctl ipv4/ip_default_ttl", "MAC address 02:00:00:00:00:42", "promisc true", "MTU 1400", "allmulti true", "txQLen 77"},
-		nameBandwidth: {"limit"},
-		nameDNSName:   {"names"},
+		nameBandwidth: {"limit"}, nameFirewall: {"policy"},
+		nameDNSName: {"names"},
 	}
 	dir := filepath.Join(t.TempDir(), "tuning")
 	for n, e := range podmanChain(dir) {
@@ -272,10 +272,14 @@ func (b *bed) linkState(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n, err := b.client.Network(t.Context(), theLink.Network)
+	if err != nil {
+		t.Fatal(err)
+	}
 	a := containerLink(t, b.ctr).Attrs()
 	ttl := ""
 	nstest.In(t, b.ctr, func() (err error) { ttl, err = netns.Sysctl("ipv4/ip_default_ttl"); return err })
-	return append(b.world(""), string(text), ttl,
+	return append(b.world(""), string(text), n.IngressPolicy, ttl,
 		fmt.Sprint(a.MTU, a.HardwareAddr, a.TxQLen, a.Promisc, a.Allmulti))
 }
 
@@ -318,7 +322,10 @@ func TestNetnsChainRefusesForeign(t *testing.T) {
 func TestNetnsChainAfterNative(t *testing.T) {
 	b := newBed(t)
 	b.startDaemon()
-	prev, err := b.run(cmdAdd, b.config(map[string]any{"runtimeConfig": map[string]any{"aliases": []string{"own"}}}), nil)
+	prev, err := b.run(cmdAdd, b.config(map[string]any{
+		"ingressPolicy": "open", // firewall's default, which is the network's and stays
+		"runtimeConfig": map[string]any{"aliases": []string{"own"}},
+	}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

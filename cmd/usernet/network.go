@@ -20,7 +20,7 @@ func (a *app) networkCommand() *cobra.Command {
 		Args:    a.group,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.networkListCommand(), a.networkCreateCommand(), a.networkRemoveCommand(), a.networkInspectCommand())
+	cmd.AddCommand(a.networkListCommand(), a.networkCreateCommand(), a.networkSetCommand(), a.networkRemoveCommand(), a.networkInspectCommand())
 	return cmd
 }
 
@@ -38,14 +38,14 @@ func (a *app) networkListCommand() *cobra.Command {
 			if a.json {
 				return a.printJSON(networks)
 			}
-			t := table{head: []string{"NAME", "GATEWAYS", "MTU", "LINKS", "FREE", "FROM", "EGRESS"}}
+			t := table{head: []string{"NAME", "GATEWAYS", "MTU", "LINKS", "FREE", "FROM", "EGRESS", "INGRESS"}}
 			for _, n := range networks {
 				egress := "yes"
 				if n.Internal {
 					egress = "no"
 				}
 				t.add(n.Name, list(n.Gateways), strconv.Itoa(n.MTU), strconv.Itoa(len(n.Links)),
-					freeAddresses(n.Pool), string(n.Source), egress)
+					freeAddresses(n.Pool), string(n.Source), egress, ingress(n))
 			}
 			t.print(a.stdout, a.painter(a.stdout))
 			return nil
@@ -70,15 +70,20 @@ func (a *app) networkCreateCommand() *cobra.Command {
 		subnets, services, allow []string
 		mtu                      int
 		internal                 bool
+		policy                   policyFlags
 	)
 	cmd := a.jsonFlag(&cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a network",
 		Long: `Makes a network in the daemon. Without --subnet the daemon chooses a free one
-of each family; with it, the network has the families that are given.`,
+of each family; with it, the network has the families that are given.
+
+` + policyHelp,
 		Example: `  usernet network create web
   usernet network create db --subnet 10.20.0.0/24 --subnet fd20::/64 --internal
-  usernet network create ci --host-service proxy=127.0.0.1:3128`,
+  usernet network create ci --host-service proxy=127.0.0.1:3128
+  usernet network create shared --ingress-policy open
+  usernet network create tenants --port-isolation`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			req := control.CreateNetworkRequest{Name: argv[0], MTU: mtu, Internal: internal}
@@ -96,6 +101,7 @@ of each family; with it, the network has the families that are given.`,
 				}
 				req.HostServices = append(req.HostServices, control.HostService{Name: h.Name, Target: h.Target})
 			}
+			req.PolicyWishes = policy.wishes(cmd)
 			n, err := a.client().CreateNetwork(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -113,6 +119,7 @@ of each family; with it, the network has the families that are given.`,
 	flags.BoolVar(&internal, "internal", false, "no way out: only the network's own containers")
 	flags.StringArrayVar(&services, "host-service", nil, "open `NAME=HOST:PORT` of this machine; repeatable")
 	flags.StringArrayVar(&allow, "allow", nil, "allow `PREFIX` that is refused by default (never the loopback); repeatable")
+	policy.add(cmd)
 	return cmd
 }
 
@@ -192,6 +199,9 @@ func (a *app) printNetwork(n control.Network) error {
 		{"Leased", fmt.Sprintf("%d, resting %d, free %s", n.Pool.Leased, n.Pool.Quarantined, freeAddresses(n.Pool))},
 		{"MTU", strconv.Itoa(n.MTU)},
 		{"Internal", strconv.FormatBool(n.Internal)},
+		{"Ingress policy", n.IngressPolicy},
+		{"Port isolation", strconv.FormatBool(n.PortIsolation)},
+		{"Hairpin", strconv.FormatBool(n.Hairpin)},
 		{"Host services", strings.Join(services, ", ")},
 		{"Allowed", list(n.Allow)},
 		{"Links", strings.Join(n.Links, "\n")},

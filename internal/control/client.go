@@ -125,6 +125,14 @@ func (c *Client) CreateNetwork(ctx context.Context, req CreateNetworkRequest) (N
 	return r, err
 }
 
+// AmendNetwork changes what req names of a network, and returns the network as
+// it is now.
+func (c *Client) AmendNetwork(ctx context.Context, name string, req AmendNetworkRequest) (Network, error) {
+	var r Network
+	err := c.call(ctx, http.MethodPatch, "/v1/networks/"+url.PathEscape(name), &req, &r)
+	return r, err
+}
+
 // RemoveNetwork removes a network that has no links.
 func (c *Client) RemoveNetwork(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(name), nil, nil)

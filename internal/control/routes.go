@@ -35,6 +35,7 @@ var routes = []route{
 	{"GET", "/v1/networks", nil, NetworksReply{}, nil, serveNetworks},
 	{"POST", "/v1/networks", CreateNetworkRequest{}, Network{}, nil, serveCreateNetwork},
 	{"GET", "/v1/networks/{name}", nil, Network{}, nil, serveNetwork},
+	{"PATCH", "/v1/networks/{name}", AmendNetworkRequest{}, Network{}, nil, serveAmendNetwork},
 	{"DELETE", "/v1/networks/{name}", nil, nil, nil, serveRemoveNetwork},
 	{"POST", "/v1/networks/{name}/hosts", AttachHostRequest{}, HostLink{}, nil, serveAttachHost},
 	{"POST", "/v1/networks/{name}/gc", GCRequest{}, GCReply{}, nil, serveGC},
@@ -183,6 +184,19 @@ func serveNetwork(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	n, err := a.Handler.Network(r.Context(), name)
+	return reply(w, n, err)
+}
+
+func serveAmendNetwork(a *api, w http.ResponseWriter, r *http.Request) error {
+	name, err := pathNetwork(r)
+	if err != nil {
+		return err
+	}
+	var req AmendNetworkRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	n, err := a.Handler.AmendNetwork(r.Context(), name, &req)
 	return reply(w, n, err)
 }
 

@@ -42,6 +42,7 @@ type Handler interface {
 	Networks(ctx context.Context) ([]Network, error)
 	Network(ctx context.Context, name string) (*Network, error)
 	CreateNetwork(ctx context.Context, req *CreateNetworkRequest) (*Network, error)
+	AmendNetwork(ctx context.Context, name string, req *AmendNetworkRequest) (*Network, error)
 	RemoveNetwork(ctx context.Context, name string) error
 	// AttachHost owns file in all cases.
 	AttachHost(ctx context.Context, network string, req *AttachHostRequest, file *os.File) (*HostLink, error)

@@ -73,6 +73,23 @@ type Bandwidth struct {
 	ToContainer   Rate `json:"toContainer,omitzero"`
 }
 
+// The ingress policies of a network: from where, besides the outside by way of
+// publications, flows may come to its containers. They are the reference plugin
+// firewall's.
+const (
+	IngressOpen       = "open"        // from containers of the same network, and of others that are open as well
+	IngressSameBridge = "same-bridge" // from containers of the same network; the default
+	IngressIsolated   = "isolated"    // from no container
+)
+
+// PolicyWishes say what a network's containers may reach besides the outside.
+// What is absent stays as it is, and at first is the default.
+type PolicyWishes struct {
+	IngressPolicy string `json:"ingressPolicy,omitempty"` // "open", "same-bridge" (the default) or "isolated"
+	PortIsolation *bool  `json:"portIsolation,omitempty"` // keeps the containers apart from each other; default false
+	Hairpin       *bool  `json:"hairpin,omitempty"`       // lets them reach published ports at the host's addresses; default true
+}
+
 // AttachRequest asks for a link (POST /v1/links). The request carries
 // descriptors: first the TUN or TAP, then one listening TCP socket or bound UDP
 // socket for each of Publications that has FD set, in their order, and last,
@@ -92,10 +109,11 @@ type AttachRequest struct {
 
 	Bandwidth *Bandwidth `json:"bandwidth,omitempty"` // absent: no limit
 
-	Sets        [][]Range `json:"sets,omitempty"`        // creates the network when absent, must agree with it when present; one address per set
-	Unaddressed bool      `json:"unaddressed,omitempty"` // the link gets no address, and carries nothing; excludes Sets, Addrs and Publications
-	Internal    bool      `json:"internal,omitempty"`    // of the network when this request creates it: no egress
-	MTU         int       `json:"mtu,omitempty"`         // bytes; 0: the network's
+	Sets         [][]Range `json:"sets,omitempty"`        // creates the network when absent, must agree with it when present; one address per set
+	Unaddressed  bool      `json:"unaddressed,omitempty"` // the link gets no address, and carries nothing; excludes Sets, Addrs and Publications
+	Internal     bool      `json:"internal,omitempty"`    // of the network when this request creates it: no egress
+	MTU          int       `json:"mtu,omitempty"`         // bytes; 0: the network's
+	PolicyWishes           // of the network: made so, or amended if attaches made it, else a conflict when it differs
 
 	IPs      []netip.Addr   `json:"ips,omitempty"`      // wanted addresses out of Sets
 	Sticky   string         `json:"sticky,omitempty"`   // the container's name, when the last addresses of this name and ifname are to be had again; not with Addrs
@@ -243,6 +261,14 @@ type CreateNetworkRequest struct {
 	Internal     bool           `json:"internal,omitempty"`
 	HostServices []HostService  `json:"hostServices,omitempty"`
 	Allow        []netip.Prefix `json:"allow,omitempty"` // opened although refused by default (never loopback)
+	PolicyWishes
+}
+
+// AmendNetworkRequest changes a network in its life (PATCH /v1/networks/{name}).
+// Flows between containers that are no longer allowed end at once. A network of
+// the configuration file is changed there.
+type AmendNetworkRequest struct {
+	PolicyWishes
 }
 
 // NetworkSource says who defined a network.
@@ -257,18 +283,21 @@ const (
 
 // Network is one network as GET /v1/networks reports it.
 type Network struct {
-	Name         string         `json:"name"`
-	Source       NetworkSource  `json:"source"`
-	Sets         [][]Range      `json:"sets"`
-	Gateways     []netip.Prefix `json:"gateways"` // gateway addresses with their subnets' lengths
-	MTU          int            `json:"mtu"`
-	Internal     bool           `json:"internal,omitempty"`
-	HostServices []HostService  `json:"hostServices,omitempty"`
-	Allow        []netip.Prefix `json:"allow,omitempty"`
-	Created      time.Time      `json:"created"`
-	Links        []string       `json:"links"`           // IDs, sorted
-	Hosts        []HostLink     `json:"hosts,omitempty"` // by netns
-	Pool         PoolUsage      `json:"pool"`
+	Name          string         `json:"name"`
+	Source        NetworkSource  `json:"source"`
+	Sets          [][]Range      `json:"sets"`
+	Gateways      []netip.Prefix `json:"gateways"` // gateway addresses with their subnets' lengths
+	MTU           int            `json:"mtu"`
+	Internal      bool           `json:"internal,omitempty"`
+	IngressPolicy string         `json:"ingressPolicy"` // "open", "same-bridge" or "isolated"
+	PortIsolation bool           `json:"portIsolation,omitempty"`
+	Hairpin       bool           `json:"hairpin"`
+	HostServices  []HostService  `json:"hostServices,omitempty"`
+	Allow         []netip.Prefix `json:"allow,omitempty"`
+	Created       time.Time      `json:"created"`
+	Links         []string       `json:"links"`           // IDs, sorted
+	Hosts         []HostLink     `json:"hosts,omitempty"` // by netns
+	Pool          PoolUsage      `json:"pool"`
 }
 
 // AttachHostRequest joins a namespace of the host's to a network (POST

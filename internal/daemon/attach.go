@@ -96,6 +96,9 @@ func (a *attaching) run(ctx context.Context, s *control.Session) (*control.Attac
 		return nil, err
 	}
 	defer release()
+	if err := a.d.wishPolicy(ctx, n, &a.req.PolicyWishes); err != nil {
+		return nil, err
+	}
 	a.n = n
 	defer a.undo.run(ctx)
 	steps := map[string]func(context.Context) error{

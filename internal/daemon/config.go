@@ -132,6 +132,7 @@ type NetworkConfig struct {
 	Internal     bool                  `json:"internal"` // no egress
 	HostServices []control.HostService `json:"hostServices"`
 	Allow        []netip.Prefix        `json:"allow"` // opened although refused by default; never loopback
+	control.PolicyWishes
 }
 
 // Duration is a time.Duration written as "90s" or "10m".
@@ -195,6 +196,7 @@ func parseFile(raw []byte) (*File, error) {
 func (n *NetworkConfig) request() (*control.CreateNetworkRequest, error) {
 	req := &control.CreateNetworkRequest{
 		Name: n.Name, Sets: n.Sets, MTU: n.MTU, Internal: n.Internal, HostServices: n.HostServices, Allow: n.Allow,
+		PolicyWishes: n.PolicyWishes,
 	}
 	switch {
 	case len(n.Sets) > 0 && len(n.Subnets)+len(n.Gateways) > 0:

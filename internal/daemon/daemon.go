@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/netstack"
 )
 
 // shutdownTime bounds how long switches may take to end.
@@ -27,6 +28,7 @@ type Daemon struct {
 	bootID  string
 	started time.Time
 	store   *store
+	fabric  netstack.Fabric // of all networks' switches
 	keys    keyLocks
 	metrics *metrics
 

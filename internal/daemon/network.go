@@ -16,15 +16,17 @@ import (
 
 // network is one network with its switch and its pool.
 type network struct {
-	rec  *networkRecord
+	d    *Daemon
+	rec  *networkRecord // not changed; what may change is below
 	sw   *netstack.Switch
 	pool *ipam.Pool // nil: addresses are leased elsewhere
 
 	// Guarded by Daemon.mu.
-	links map[control.LinkKey]*link
-	hosts map[uint64]*hostLink       // by the inode of the host's namespace
-	names map[string]control.LinkKey // names that belong to one link alone
-	users int                        // attaches that hold the network without being in links yet
+	policy networkPolicy
+	links  map[control.LinkKey]*link
+	hosts  map[uint64]*hostLink       // by the inode of the host's namespace
+	names  map[string]control.LinkKey // names that belong to one link alone
+	users  int                        // attaches that hold the network without being in links yet
 }
 
 // busy reports what keeps the network from being removed, with Daemon.mu held.
@@ -137,7 +139,7 @@ func (d *Daemon) defineNetwork(ctx context.Context, rec *networkRecord) (*networ
 
 // openNetwork makes the switch and the pool of a record.
 func (d *Daemon) openNetwork(ctx context.Context, rec *networkRecord) (*network, error) {
-	n := &network{rec: rec, links: map[control.LinkKey]*link{}, hosts: map[uint64]*hostLink{}, names: map[string]control.LinkKey{}}
+	n := &network{d: d, rec: rec, policy: rec.networkPolicy, links: map[control.LinkKey]*link{}, hosts: map[uint64]*hostLink{}, names: map[string]control.LinkKey{}}
 	var services []netstack.HostService
 	for _, h := range rec.HostServices {
 		services = append(services, netstack.HostService{Name: h.Name, Target: h.Target})
@@ -145,6 +147,7 @@ func (d *Daemon) openNetwork(ctx context.Context, rec *networkRecord) (*network,
 	sw, err := netstack.New(netstack.Config{
 		Name: rec.Name, Gateways: rec.Gateways, MTU: rec.MTU, Internal: rec.Internal, HostServices: services,
 		Allow: rec.Allow, Refuse: d.refuseFor(rec.Name), Limits: d.cfg.File.Limits.limits(), Log: d.log,
+		Policy: rec.forSwitch(), Fabric: &d.fabric,
 	})
 	if err != nil {
 		return nil, control.Errorf(control.CodeInvalid, "network %s: %v", rec.Name, err)
@@ -160,7 +163,8 @@ func (d *Daemon) openNetwork(ctx context.Context, rec *networkRecord) (*network,
 	return n, nil
 }
 
-// addNetwork makes a network known, and unreachable from the others.
+// addNetwork makes a network known, and unreachable from the others by way of
+// the outside.
 func (d *Daemon) addNetwork(n *network) {
 	d.mu.Lock()
 	d.networks[n.rec.Name] = n
@@ -359,10 +363,11 @@ func (d *Daemon) Network(_ context.Context, name string) (*control.Network, erro
 }
 
 func (d *Daemon) describeNetwork(n *network) *control.Network {
-	r := n.rec
+	r, p := n.rec, n.currentPolicy()
 	out := &control.Network{
 		Name: r.Name, Source: r.Source, Sets: controlSets(r.Sets), Gateways: r.Gateways, MTU: r.MTU, Internal: r.Internal,
 		HostServices: r.HostServices, Allow: r.Allow, Created: r.Created, Links: []string{}, Hosts: d.describeHosts(n), Pool: poolUsage(n.pool),
+		IngressPolicy: p.ingress(), PortIsolation: p.PortIsolation, Hairpin: !p.NoHairpin,
 	}
 	d.mu.Lock()
 	for key := range n.links {

@@ -142,9 +142,12 @@ func (d *Daemon) Flows(_ context.Context, q control.FlowQuery) ([]control.Flow, 
 	if err != nil {
 		return nil, err
 	}
+	ids := map[string]map[string]string{}
+	for _, n := range d.networkList() { // a flow may lead to another network
+		ids[n.rec.Name] = d.linkIDs(n)
+	}
 	var out []control.Flow
 	for _, n := range networks {
-		ids := d.linkIDs(n)
 		for _, f := range n.sw.Flows() {
 			flow := controlFlow(f, ids)
 			if only == nil || only[flow.Link] || only[flow.Peer] {
@@ -155,17 +158,15 @@ func (d *Daemon) Flows(_ context.Context, q control.FlowQuery) ([]control.Flow, 
 	return out, nil
 }
 
-// controlFlow is a flow in the API's words. The link of an ended flow may be
-// gone; its name then stands for it.
-func controlFlow(f netstack.Flow, ids map[string]string) control.Flow {
-	id := func(name string) string {
-		if id := ids[name]; id != "" {
-			return id
-		}
-		return name
+// controlFlow is a flow in the API's words; ids are those of the links, by
+// network and name. The link of an ended flow may be gone; its name then stands
+// for it.
+func controlFlow(f netstack.Flow, ids map[string]map[string]string) control.Flow {
+	id := func(network, name string) string {
+		return cmp.Or(ids[network][name], name)
 	}
 	out := control.Flow{
-		ID: f.ID, Network: f.Network, Link: id(f.Link), Peer: id(f.Peer), Direction: string(f.Direction), Proto: f.Proto,
+		ID: f.ID, Network: f.Network, Link: id(f.Network, f.Link), Peer: id(cmp.Or(f.PeerNetwork, f.Network), f.Peer), Direction: string(f.Direction), Proto: f.Proto,
 		Source: f.Source, Destination: f.Destination, Verdict: string(f.Verdict), Reason: f.Reason, Start: f.Start,
 		Counters: counters(f.FromContainer, f.ToContainer),
 	}

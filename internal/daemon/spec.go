@@ -41,13 +41,17 @@ func newRecord(req *control.CreateNetworkRequest, source control.NetworkSource, 
 			sets = append(sets, []control.Range{{Subnet: s}})
 		}
 	}
+	wanted, err := networkPolicy{}.with(&req.PolicyWishes)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", req.Name, err)
+	}
 	normal, gateways, err := normalizeSets(sets)
 	if err != nil {
 		return nil, control.Errorf(control.CodeInvalid, "network %s: %v", req.Name, err)
 	}
 	r := &networkRecord{
 		Name: req.Name, Source: source, Sets: normal, Gateways: gateways, MTU: req.MTU, Internal: req.Internal,
-		HostServices: req.HostServices, Allow: req.Allow, Created: time.Now().UTC(),
+		HostServices: req.HostServices, Allow: req.Allow, Created: time.Now().UTC(), networkPolicy: wanted,
 	}
 	if r.MTU == 0 {
 		r.MTU = netstack.DefaultMTU
@@ -102,15 +106,21 @@ func recordOfAttach(req *control.AttachRequest) (*networkRecord, error) {
 			Name: req.Network, Source: control.SourceAttach, MTU: netstack.DefaultMTU, Internal: true, Created: time.Now().UTC(),
 		}, nil
 	case len(req.Sets) > 0:
-		return newRecord(&control.CreateNetworkRequest{Name: req.Network, Sets: req.Sets, Internal: req.Internal}, control.SourceAttach, nil)
+		return newRecord(&control.CreateNetworkRequest{
+			Name: req.Network, Sets: req.Sets, Internal: req.Internal, PolicyWishes: req.PolicyWishes,
+		}, control.SourceAttach, nil)
 	case len(req.Addrs) > 0:
 		gateways, err := delegatedGateways(req)
 		if err != nil {
 			return nil, fmt.Errorf("network %s: %w", req.Network, err)
 		}
+		wanted, err := networkPolicy{}.with(&req.PolicyWishes)
+		if err != nil {
+			return nil, fmt.Errorf("network %s: %w", req.Network, err)
+		}
 		return &networkRecord{
 			Name: req.Network, Source: control.SourceAttach, Gateways: gateways, MTU: netstack.DefaultMTU,
-			Internal: req.Internal, Created: time.Now().UTC(),
+			Internal: req.Internal, Created: time.Now().UTC(), networkPolicy: wanted,
 		}, nil
 	}
 	return nil, nil

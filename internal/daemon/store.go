@@ -30,8 +30,7 @@ var (
 // ipamBucket is where the leases of a network live.
 func ipamBucket(network string) string { return "ipam/" + network }
 
-// networkRecord is a network on disk and in memory; it is never changed, only
-// replaced.
+// networkRecord is a network on disk and in memory; there it is not changed.
 type networkRecord struct {
 	Name         string                `json:"name"`
 	Source       control.NetworkSource `json:"source"`
@@ -42,6 +41,7 @@ type networkRecord struct {
 	HostServices []control.HostService `json:"hostServices,omitempty"`
 	Allow        []netip.Prefix        `json:"allow,omitempty"`
 	Created      time.Time             `json:"created"`
+	networkPolicy
 }
 
 // linkRecord is a link on disk: an intent while State is attaching, durable

@@ -11,8 +11,11 @@ import (
 func Compile(rules Rules) (*Table, error) {
 	c := compiler{table: &Table{
 		services: make(map[servicePort]netip.AddrPort),
-		internal: rules.Internal,
+		internal: rules.Internal, ingress: rules.Ingress, portIsolation: rules.PortIsolation, noHairpin: rules.NoHairpin,
 	}}
+	if int(rules.Ingress) >= len(ingressNames) {
+		c.fault("ingress policy %d: want open, same-bridge or isolated", rules.Ingress)
+	}
 	for _, p := range rules.Network {
 		c.network(p)
 	}

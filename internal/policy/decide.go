@@ -74,10 +74,26 @@ func (t *Table) fromContainer(f Flow, dst netip.Addr, host *HostAddrs, isLink fu
 	case t.internal:
 		return refused(ReasonInternal)
 	}
-	if r := t.judge(dst, host); r != ReasonNone {
+	switch r := t.judge(dst, host); {
+	case r == ReasonHostAddress && f.Published:
+		return t.toPublication(dst, f.Dst.Port())
+	case r == ReasonOtherNetwork && f.Joined:
+		return refused(ReasonNoSuchLink) // else the packet would not have come here
+	case r != ReasonNone:
 		return refused(r)
 	}
 	return forward(TargetEgress, dst, f.Dst.Port())
+}
+
+// toPublication decides about a port of the host's own address that leads to a
+// link: the one part of the host that whoever published it has opened. It is
+// never dialled by way of the host, whose other services stay out of reach even
+// if the publication ends meanwhile.
+func (t *Table) toPublication(dst netip.Addr, port uint16) Verdict {
+	if t.noHairpin {
+		return refused(ReasonHairpin)
+	}
+	return forward(TargetPublication, dst, port)
 }
 
 // isNoise says whether a is multicast or the limited broadcast.
@@ -96,6 +112,9 @@ func (t *Table) toGateway(f Flow, dst netip.Addr) Verdict {
 		}
 		if target, ok := t.services[servicePort{f.Proto, port}]; ok {
 			return Verdict{Action: Forward, Target: TargetHostService, Addr: target}
+		}
+		if f.Published && !t.internal { // on all of the host's addresses, of which the gateway is one
+			return t.toPublication(dst, port)
 		}
 	case protoICMP:
 		if dst.Is4() {

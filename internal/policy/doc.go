@@ -15,6 +15,9 @@
 // socket may lie a resolver, a redirect or a mistake, so [Table.CheckDial] judges
 // the final address again, just before connect(2) or sendto(2).
 //
+// Packets between links are [Table.DecidePeer]'s, which is asked for each, with
+// the tables of both networks.
+//
 // # The baseline
 //
 // Always refused towards the outside: loopback, 0.0.0.0/8, the host's own

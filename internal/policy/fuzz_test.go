@@ -184,10 +184,21 @@ func (s *slow) decide(f Flow) Verdict {
 	if s.rules.Internal {
 		return no(ReasonInternal)
 	}
-	if r := s.judge(dst); r != ReasonNone {
+	if r := s.judge(dst); r == ReasonHostAddress && f.Published {
+		return s.published(goTo, no)
+	} else if r == ReasonOtherNetwork && f.Joined {
+		return no(ReasonNoSuchLink)
+	} else if r != ReasonNone {
 		return no(r)
 	}
 	return goTo(TargetEgress)
+}
+
+func (s *slow) published(goTo func(Target) Verdict, no func(Reason) Verdict) Verdict {
+	if s.rules.NoHairpin {
+		return no(ReasonHairpin)
+	}
+	return goTo(TargetPublication)
 }
 
 func (s *slow) gateway(f Flow, dst netip.Addr, goTo func(Target) Verdict, no func(Reason) Verdict) Verdict {
@@ -199,6 +210,9 @@ func (s *slow) gateway(f Flow, dst netip.Addr, goTo func(Target) Verdict, no fun
 		if transport && svc.Proto == f.Proto && svc.Port == f.Dst.Port() {
 			return Verdict{Action: Forward, Target: TargetHostService, Addr: svc.Target}
 		}
+	}
+	if transport && f.Published && !s.rules.Internal {
+		return s.published(goTo, no)
 	}
 	if f.Proto == 1 && dst.Is4() || f.Proto == 58 && dst.Is6() {
 		return goTo(TargetGateway)
@@ -229,6 +243,7 @@ func (s *slow) order(menu uint16, p netip.Prefix) {
 	if menu&16 != 0 {
 		s.rules.Network = s.rules.Network[:1]
 	}
+	s.rules.NoHairpin = menu&32 != 0
 }
 
 // FuzzDecide: the fast Decide and CheckDial agree with the slow ones, for rules
@@ -240,7 +255,7 @@ func FuzzDecide(f *testing.F) {
 				continue
 			}
 			b := addr(s).As16()
-			for _, menu := range []uint16{0, 1, 2, 4, 8, 0x1f} {
+			for _, menu := range []uint16{0, 1, 2, 4, 8, 0x1f, 32, 64, 65, 96, 128} {
 				f.Add(b[:], b[:], i == 0, uint8(6), uint16(443), menu, uint8(24), uint8(1))
 				f.Add(b[:], b[:], false, uint8(17), uint16(53), menu, uint8(48), uint8(2))
 			}
@@ -268,6 +283,7 @@ func FuzzDecide(f *testing.F) {
 			return // the menu made rules that Compile refuses
 		}
 		flow := Flow{Origin: Origin(origin % 4), Proto: proto, Dst: netip.AddrPortFrom(fuzzAddr(dst, v4), port)}
+		flow.Published, flow.Joined = menu&64 != 0, menu&128 != 0
 		flow.Src = containerAddr(flow.Dst.Addr())
 		got := table.Decide(flow, NewHostAddrs(s.hosts, s.bcts), isTestLink)
 		if want := s.decide(flow); got != want {

@@ -36,6 +36,13 @@ type Rules struct {
 	// Internal says that nothing outside the network may be reached. Host
 	// services and the resolver, opened by name, still may.
 	Internal bool
+	// Ingress says from where flows may come to this network's links.
+	Ingress Ingress
+	// PortIsolation keeps the links of this network apart from each other, as
+	// Ingress isolated does as well.
+	PortIsolation bool
+	// NoHairpin closes published ports to this network's containers.
+	NoHairpin bool
 	// Services are the host services: the only way to the host's loopback.
 	Services []Service
 	// Refuse is prefixes that may not be reached: those of other networks.
@@ -58,6 +65,10 @@ type Table struct {
 	has4     bool
 	has6     bool
 	internal bool
+
+	ingress       Ingress
+	portIsolation bool
+	noHairpin     bool
 }
 
 type servicePort struct {

@@ -33,6 +33,7 @@ const (
 	TargetDNS                       // to the gateway's resolver
 	TargetHostService               // dial Verdict.Addr on the host, loopback included; do not CheckDial
 	TargetEgress                    // dial Verdict.Addr from the host, with CheckDial on the final address
+	TargetPublication               // to the link of the publication of Verdict.Addr, without the host
 )
 
 // Flow is what a verdict is asked for.
@@ -43,6 +44,12 @@ type Flow struct {
 	// Src and Dst are the ends as the opener names them. Ports are 0 for
 	// protocols without; for ICMP echo they hold the identifier.
 	Src, Dst netip.AddrPort
+	// Published says that a publication is there for Proto and Dst, if the host
+	// has Dst's address.
+	Published bool
+	// Joined says that Dst lies in another network, which this one is joined
+	// with, see [Table.DecidePeer].
+	Joined bool
 }
 
 // Verdict is the decision about a flow. The zero Verdict drops.
@@ -86,6 +93,7 @@ var targetNames = [...]string{
 	TargetDNS:         "dns",
 	TargetHostService: "host_service",
 	TargetEgress:      "egress",
+	TargetPublication: "publication",
 }
 
 // String is a stable snake_case name, usable as a metric label.
