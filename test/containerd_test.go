@@ -47,7 +47,7 @@ func TestContainerd(t *testing.T) {
 func testCtr(c *containerd) {
 	const script = `get 203.0.113.2 8000; get 2001:db8::2 8000; ip route
 		for gateway in 10.88.0.1 fd88::1; do nslookup default-one $gateway; done`
-	out := c.exec("ctr", "run", "--rm", "--cni", "--snapshotter", "native", criImage, "one", "sh", "-c", script)
+	out := c.exec("ctr", "run", "--rm", "--cni", "--cgroup", c.cgroup+"/one", "--snapshotter", "native", image, "one", "sh", "-c", script)
 	for _, want := range []string{"203.0.113.1", "2001:db8::1", "default via 10.88.0.1", "10.88.0.2", "fd88::2"} {
 		if !strings.Contains(out, want) {
 			c.t.Errorf("want %s in:\n%s", want, out)

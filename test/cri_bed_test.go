@@ -56,10 +56,10 @@ type sandbox struct {
 }
 
 // sandboxConfig is a PodSandboxConfig with what kubelet gives at least.
-func sandboxConfig(name string, more keys) keys {
+func (c *containerd) sandboxConfig(name string, more keys) keys {
 	config := keys{
 		"metadata": keys{"name": name, "uid": "uid-" + name, "namespace": "shop", "attempt": 0},
-		"hostname": name, "linux": keys{"cgroupParent": "/usernet-test"},
+		"hostname": name, "linux": keys{"cgroupParent": c.cgroup},
 	}
 	for k, v := range more {
 		config[k] = v
@@ -77,7 +77,7 @@ func (c *containerd) run(name string, more keys) *sandbox {
 // runWith is run with a runtime handler of containerd's configuration.
 func (c *containerd) runWith(handler, name string, more keys) *sandbox {
 	c.t.Helper()
-	config := sandboxConfig(name, more)
+	config := c.sandboxConfig(name, more)
 	s := &sandbox{c: c, name: name}
 	var pod struct{ PodSandboxID string }
 	c.cri("RunPodSandbox", keys{"config": config, "runtimeHandler": handler}, &pod)
@@ -86,7 +86,7 @@ func (c *containerd) runWith(handler, name string, more keys) *sandbox {
 	s.ips = s.status().ips
 	var made struct{ ContainerID string }
 	c.cri("CreateContainer", keys{"podSandboxId": s.id, "sandboxConfig": config, "config": keys{
-		"metadata": keys{"name": "main"}, "image": keys{"image": criImage}, "linux": keys{},
+		"metadata": keys{"name": "main"}, "image": keys{"image": image}, "linux": keys{},
 	}}, &made)
 	s.ctr = made.ContainerID
 	c.cri("StartContainer", keys{"containerId": s.ctr}, nil)

@@ -92,7 +92,7 @@ func wantReply(c *containerd, reply, server, client string) {
 func testRefusedPod(c *containerd) {
 	config := keys{"portMappings": []keys{{"containerPort": 80, "hostPort": 8082}}}
 	first := c.run("first", config)
-	_, err := c.tryCRI("RunPodSandbox", keys{"config": sandboxConfig("second", config)})
+	_, err := c.tryCRI("RunPodSandbox", keys{"config": c.sandboxConfig("second", config)})
 	if err == nil || !strings.Contains(err.Error(), ":8082/tcp is in use") {
 		c.t.Errorf("a port that is taken: %v", err)
 	}
@@ -112,7 +112,7 @@ func testManyPods(c *containerd) {
 	var wg sync.WaitGroup
 	for n := range pods {
 		wg.Go(func() {
-			out, err := c.tryCRI("RunPodSandbox", keys{"config": sandboxConfig("many"+strconv.Itoa(n), nil)})
+			out, err := c.tryCRI("RunPodSandbox", keys{"config": c.sandboxConfig("many"+strconv.Itoa(n), nil)})
 			var pod struct{ PodSandboxID string }
 			if err == nil {
 				err = json.Unmarshal(out, &pod)
@@ -212,7 +212,7 @@ func testBandwidthAnnotations(c *containerd) {
 func testDaemonAway(c *containerd) {
 	gone := c.run("gone", nil)
 	c.kill(c.daemon)
-	if _, err := c.tryCRI("RunPodSandbox", keys{"config": sandboxConfig("early", nil)}); err == nil || !strings.Contains(err.Error(), c.socket) {
+	if _, err := c.tryCRI("RunPodSandbox", keys{"config": c.sandboxConfig("early", nil)}); err == nil || !strings.Contains(err.Error(), c.socket) {
 		c.t.Errorf("a pod without a daemon: %v", err)
 	}
 	gone.remove()
@@ -326,6 +326,6 @@ func testDropIn(c *containerd) {
 			c.t.Errorf("%s has the bandwidth %+v", l.ID, l.Bandwidth)
 		}
 	}
-	out := c.exec("ctr", "run", "--rm", "--cni", "--snapshotter", "native", criImage, "one", "get", alice.ips[1], "80", "/cgi-bin/who")
+	out := c.exec("ctr", "run", "--rm", "--cni", "--cgroup", c.cgroup+"/one", "--snapshotter", "native", image, "one", "get", alice.ips[1], "80", "/cgi-bin/who")
 	wantReply(c, out, "alice", "2001:4860:4860::")
 }

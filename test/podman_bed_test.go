@@ -3,7 +3,6 @@
 package test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -16,19 +15,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
 )
-
-// image is what the containers of podman run: busybox and nothing else.
-const image = "localhost/busybox"
 
 // machineConf is what podman needs on machines without systemd, with both
 // generations of cgroups, and with a low limit of descriptors, as CI has them.
@@ -48,68 +41,25 @@ runroot = "/run/containers/storage"
 graphroot = "/var/lib/containers/storage"
 `
 
-// podmanBed is a bed with a machine for podman in it: mounts and processes of
-// their own on the host namespace, where podman, the plugins and the daemon
-// have their files in the places where users have them.
+// podmanBed is a machine with podman.
 type podmanBed struct {
-	*bed
-	init   int    // the machine's first process; all others end with it
-	cgroup string // of the containers, in every hierarchy
-	uid    int    // who runs podman
-	home   string // of uid
-	netns  string // where podman keeps namespaces
+	*machine
+	uid   int    // who runs podman
+	home  string // of uid
+	netns string // where podman keeps namespaces
 	// devices are the interfaces of the host namespace before any container.
 	devices string
 }
 
-// machineScript makes the machine's mounts, says so, and waits for the test's
-// end. It is process 1, so its shell collects what others leave behind.
-const machineScript = `set -e
-exec 3<&0
-mount --make-rprivate /
-mount --make-rshared / # among the machine's own namespaces, as podman expects it
-mount -t proc proc /proc
-mount -t tmpfs -o mode=0755 tmpfs /run
-mount -t tmpfs tmpfs /dev/shm
-mkdir -p /run/lock
-for dir in /var/lib/cni /var/lib/usernet /var/lib/containers /etc/containers /etc/cni /opt /home; do
-	mkdir -p $dir
-	mount -t tmpfs -o mode=0755 tmpfs $dir
-done
-mkdir -p /etc/containers/containers.conf.d /etc/cni/net.d /opt/bin
-cp $BIN/usernet $BIN/usernet-cni /opt/bin
-echo ready
-cat <&3 >/dev/null &
-wait
-`
+// podmanDirs are podman's own directories.
+var podmanDirs = []string{"/var/lib/containers", "/etc/containers", "/home"}
 
 // newPodmanBed starts the machine. more is shell code for it.
 func newPodmanBed(t *testing.T, more string) *podmanBed {
 	t.Helper()
-	need(t, "podman", "buildah", "runc", "conmon", "nsenter", "busybox", "ss", "ip")
-	p := &podmanBed{bed: newBed(t), cgroup: fmt.Sprintf("/usernet-test-%d", os.Getpid()), home: "/root", netns: "/run/netns"}
-	t.Cleanup(p.removeCgroups)
-	machine := exec.Command("sh", "-c", strings.Replace(machineScript, "echo ready\n", more+"echo ready\n", 1))
-	machine.Env = append(os.Environ(), "BIN="+os.Getenv(binVar))
-	machine.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
-	var errs bytes.Buffer
-	machine.Stderr = &errs
-	// The machine ends with its standard input, were this process killed.
-	stdin, err := machine.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := machine.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	nstest.Start(t, p.host, machine)
-	t.Cleanup(func() { stdin.Close() })
-	ready := make([]byte, len("ready\n"))
-	if n, err := stdout.Read(ready); err != nil || string(ready[:n]) != "ready\n" {
-		t.Fatalf("start the machine: %v; %s", err, errs.String())
-	}
-	p.init = machine.Process.Pid
+	need(t, "podman", "buildah", "runc", "conmon", "ss")
+	p := &podmanBed{home: "/root", netns: "/run/netns"}
+	p.machine = newBed(t).startMachine(podmanDirs, "mkdir -p /etc/containers/containers.conf.d\n"+more)
 	p.write("/etc/containers/containers.conf.d/machine.conf", machineConf)
 	p.write("/etc/containers/storage.conf", storageConf)
 	p.write("/etc/containers/policy.json", `{"default": [{"type": "insecureAcceptAnything"}]}`)
@@ -119,44 +69,10 @@ func newPodmanBed(t *testing.T, more string) *podmanBed {
 
 // with returns the bed for a subtest.
 func (p *podmanBed) with(t *testing.T) *podmanBed {
-	sub := *p
-	base := *p.bed
+	sub, m, base := *p, *p.machine, *p.bed
 	base.t = t
-	sub.bed = &base
+	m.bed, sub.machine = &base, &m
 	return &sub
-}
-
-// path leads to a file of the machine from outside of it.
-func (p *podmanBed) path(name string) string {
-	return filepath.Join("/proc", strconv.Itoa(p.init), "root", name)
-}
-
-// write makes a file of the machine.
-func (p *podmanBed) write(name, text string) {
-	p.t.Helper()
-	if err := os.WriteFile(p.path(name), []byte(text), 0o644); err != nil {
-		p.t.Fatal(err)
-	}
-}
-
-// removeCgroups removes what the cgroup manager leaves: empty parents, and after
-// a test that failed those of containers, once their processes are gone.
-func (p *podmanBed) removeCgroups() {
-	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + p.cgroup) // errors only on a bad pattern
-	var dirs []string
-	for _, root := range roots {
-		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-	}
-	slices.Reverse(dirs) // children first
-	nstest.WaitFor(p.t, 10*time.Second, func() bool {
-		dirs = slices.DeleteFunc(dirs, func(dir string) bool { return unix.Rmdir(dir) == nil })
-		return len(dirs) == 0
-	})
 }
 
 // command is a command on the machine, with little in its environment.
@@ -346,43 +262,9 @@ func (p *podmanBed) processes(names ...string) []int {
 	return pids
 }
 
-// importImage gives podman the image: busybox and a link for each command.
+// importImage gives podman the image.
 func (p *podmanBed) importImage() {
 	p.t.Helper()
-	p.write("/opt/busybox.tar", string(busyboxTar(p.t)))
+	p.write("/opt/busybox.tar", string(imageRoot(p.t)))
 	p.do("podman", "import", "/opt/busybox.tar", image)
-}
-
-func busyboxTar(t *testing.T) []byte {
-	t.Helper()
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var archive bytes.Buffer
-	w := tar.NewWriter(&archive)
-	put := func(h tar.Header, body []byte) {
-		h.Size = int64(len(body))
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, dir := range []string{"bin/", "etc/", "tmp/"} {
-		put(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, nil)
-	}
-	put(tar.Header{Name: "bin/busybox", Mode: 0o755}, program)
-	for _, name := range []string{"cat", "ip", "nc", "nslookup", "sh", "sleep", "timeout", "wget"} {
-		put(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}, nil)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return archive.Bytes()
 }

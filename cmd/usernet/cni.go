@@ -250,15 +250,14 @@ func (i *installer) install(name string, conflist []byte) error {
 // what was not there before.
 func (i *installer) writeLoopback(plugin []byte) (made string, err error) {
 	path := filepath.Join(i.binDir, "loopback")
-	old, err := i.judge(path, plugin, isOwnPlugin)
+	old, err := os.ReadFile(path)
 	switch {
-	case old != nil && err != nil:
-		return "", nil // the reference's is as good
+	case errors.Is(err, fs.ErrNotExist):
+		made = path
 	case err != nil:
 		return "", err
-	}
-	if old == nil {
-		made = path
+	case !ours(path):
+		return "", nil // the reference's is as good
 	}
 	return made, i.write(path, plugin, old, 0o755)
 }
@@ -314,6 +313,9 @@ func isOwnPlugin(path string, _ []byte) error {
 	}
 	return nil
 }
+
+// ours reports whether an executable is usernet's plugin.
+func ours(path string) bool { return isOwnPlugin(path, nil) == nil }
 
 func (i *installer) mayReplaceConflist(path string, old []byte) error {
 	var list conflist
