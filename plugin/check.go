@@ -82,20 +82,22 @@ func (i *invocation) expected(prev *types100.Result) (netns.Interface, error) {
 	if mtu == 0 {
 		mtu = i.conf.MTU // results did not tell before 1.1.0
 	}
-	iface, err := kernelInterface(i.params.IfName, mtu, addrs, ownRoutes(prev.Routes, gateways))
+	iface, err := kernelInterface(i.params.IfName, mtu, addrs, ownRoutes(prev.Routes, addrs, gateways))
 	if mac := prev.Interfaces[index].Mac; err == nil && mac != "" && i.conf.tap() {
 		iface.MAC, err = parseMAC("prevResult.interfaces.mac", mac)
 	}
 	return iface, err
 }
 
-// ownRoutes returns the routes through one of the gateways or through none. A
-// result lists the routes of all interfaces without saying whose they are.
-func ownRoutes(all []*types.Route, gateways []netip.Addr) []*types.Route {
+// ownRoutes returns the routes through one of the gateways, through another
+// address of an interface's subnets, or through none. A result lists the routes
+// of all interfaces without saying whose they are.
+func ownRoutes(all []*types.Route, addrs []netip.Prefix, gateways []netip.Addr) []*types.Route {
 	var own []*types.Route
 	for _, r := range all {
 		gw, _ := netip.AddrFromSlice(r.GW)
-		if r.GW == nil || slices.Contains(gateways, gw.Unmap()) {
+		gw = gw.Unmap()
+		if r.GW == nil || slices.Contains(gateways, gw) || slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Contains(gw) }) {
 			own = append(own, r)
 		}
 	}

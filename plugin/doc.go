@@ -124,12 +124,11 @@
 // The key "sysctl" ({"net.ipv4.ip_default_ttl": "33"}) is the reference plugin
 // tuning's: keys below net. alone, written with dots or slashes, where a part
 // IFNAME stands for the container's interface; args.cni.sysctl beats it key by
-// key. A failing ADD sets them back, a DEL does not, as
-// with the reference.
+// key. A failing ADD sets them back, a DEL does not, as with the reference.
 //
 // The key "routes" adds routes to those of "ipam" or, where ipam has none, to
-// the default routes: dst, gw (without: the gateway), mtu, advmss, priority,
-// table and scope. Routes without a priority that lead where the container has
+// the default routes: dst, gw (without: the gateway, unless scope is link's, 253,
+// or narrower), mtu, advmss, priority, table and scope. Routes without a priority that lead where the container has
 // a route already get a worse one, so that two networks of a container may both
 // bring a default route. The result of version 1.1.0 tells all of it, and CHECK
 // compares what the result tells, the sysctls and the MTU with the kernel.

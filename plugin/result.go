@@ -130,7 +130,7 @@ func routes(configured []*types.Route, addrs []netip.Prefix, gateways []netip.Ad
 	for _, r := range configured {
 		r = r.Copy()
 		v4 := r.Dst.IP.To4() != nil
-		if gw, ok := first[v4]; r.GW == nil && ok {
+		if gw, ok := first[v4]; r.GW == nil && ok && !onLink(r) {
 			r.GW = gw.AsSlice()
 		}
 		if ones, _ := r.Dst.Mask.Size(); ones == 0 && inMainTable(r) {
@@ -148,6 +148,9 @@ func routes(configured []*types.Route, addrs []netip.Prefix, gateways []netip.Ad
 	}
 	return out
 }
+
+// onLink reports whether a route's scope says that it has no gateway.
+func onLink(r *types.Route) bool { return r.Scope != nil && *r.Scope >= unix.RT_SCOPE_LINK }
 
 // inMainTable reports whether a route is looked at by everything that is sent.
 func inMainTable(r *types.Route) bool {

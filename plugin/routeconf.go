@@ -118,6 +118,8 @@ func routeFault(r *types.Route) error {
 		return fmt.Errorf("table must be 0 to %d", uint32(math.MaxUint32))
 	case scope < 0 || scope > math.MaxUint8:
 		return fmt.Errorf("scope must be 0 to %d", math.MaxUint8)
+	case r.GW != nil && onLink(r):
+		return fmt.Errorf("a route of scope %d (link) or narrower has no gw", scope)
 	case scope != 0 && dst.Addr().Is6():
 		return fmt.Errorf("scope is IPv4's; the kernel gives IPv6 routes none")
 	}
