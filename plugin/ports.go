@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -90,9 +91,36 @@ func (m *portMapping) spec() (control.PublicationSpec, error) {
 	return spec, nil
 }
 
+// How long a port may stay taken by nobody that can be seen, and how often it is
+// tried meanwhile: a process that was killed closes its sockets a moment after
+// it has gone from sight, and a socket that was on its way to a daemon is closed
+// when that reads what the dead plugin had sent.
+const (
+	vacancyPatience = 300 * time.Millisecond
+	vacancyWait     = 30 * time.Millisecond
+)
+
 // openSocket opens a listening TCP or a bound UDP socket of one family and
 // returns a descriptor of it that the caller owns.
 func openSocket(ctx context.Context, proto string, at netip.AddrPort) (*os.File, error) {
+	deadline := time.Now().Add(vacancyPatience)
+	for {
+		f, err := tryOpenSocket(ctx, proto, at)
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
+			return f, err
+		}
+		if _, seen := portowner.Of(proto, at); seen {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(vacancyWait):
+		}
+	}
+}
+
+func tryOpenSocket(ctx context.Context, proto string, at netip.AddrPort) (*os.File, error) {
 	network := proto + "6" // with IPV6_V6ONLY: the IPv4 side has a socket of its own
 	if at.Addr().Is4() {
 		network = proto + "4"

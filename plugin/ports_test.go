@@ -2,13 +2,16 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 )
 
 func TestHostIPs(t *testing.T) {
@@ -141,4 +144,49 @@ func openFiles(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(entries)
+}
+
+// TestListenWaitsForTheDead: a port that nobody can be seen to hold is free in a
+// moment, or else is said to be taken.
+func TestListenWaitsForTheDead(t *testing.T) {
+	for name, closes := range map[string]bool{"closed": true, "kept": false} {
+		t.Run(name, func(t *testing.T) {
+			ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(ends[0])
+			l, err := net.Listen("tcp4", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := l.Addr().(*net.TCPAddr).AddrPort()
+			f, err := l.(*net.TCPListener).File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The listener is in no process now, but on its way to one.
+			if err := unix.Sendmsg(ends[0], []byte{0}, unix.UnixRights(int(f.Fd())), nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(f.Close(), l.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if closes {
+				time.AfterFunc(vacancyPatience/6, func() { unix.Close(ends[1]) })
+			} else {
+				defer unix.Close(ends[1])
+			}
+			got, err := openSocket(t.Context(), "tcp", at)
+			switch {
+			case closes && err != nil:
+				t.Errorf("after its holder had gone: %v", err)
+			case !closes && !errors.Is(err, unix.EADDRINUSE):
+				t.Errorf("error %v, want %v", err, unix.EADDRINUSE)
+			}
+			if got != nil {
+				got.Close()
+			}
+		})
+	}
 }

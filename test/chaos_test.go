@@ -142,7 +142,8 @@ func TestCNIChaos(t *testing.T) {
 // newChaos makes a run without a daemon, and workers without containers.
 func newChaos(t *testing.T, networks map[string]keys, workers int, seed uint64) *chaos {
 	t.Helper()
-	c := &chaos{b: newBed(t), configs: map[string]string{}, held: map[netip.Addr]control.LinkKey{}, counts: map[string]int{}}
+	c := &chaos{b: newBed(t), configs: map[string]string{}, held: map[netip.Addr]control.LinkKey{}, counts: map[string]int{
+		"duplicate address": 0, "leaked or lost address, link, device, listener, namespace": 0, "fault": 0}}
 	for name, more := range networks {
 		c.configs[name] = c.b.rawConfig(name, "1.1.0", more)
 	}

@@ -30,9 +30,11 @@ func (c *chaos) reconcile() {
 		<-time.After(5 * time.Millisecond)
 	}
 	for _, d := range diff {
+		c.count("leaked or lost address, link, device, listener, namespace")
 		c.fault("after %d kills: %s", c.kills(), d)
 	}
 	for _, name := range c.hostDevices() {
+		c.count("leaked or lost address, link, device, listener, namespace")
 		c.fault("after %d kills: left in the host's namespace: %s", c.kills(), name)
 	}
 	c.count("reconciliation")
