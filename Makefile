@@ -28,6 +28,10 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 CNITOOL := $(TOOLS)/cnitool-$(CNITOOL_VERSION)/cnitool
 # Clients of ring 3 whose libraries are no requirement of this module.
 CLIENTS := $(TOOLS)/clients/cri
+# Modules of their own, so that this one does not require what they do.
+MODULES := bench test/clients test/libnetwork
+# The benchmark and the peers that are built from source.
+BENCH := $(TOOLS)/bench/bench
 # Tests find the Go tools of this tree before those of the machine.
 export PATH := $(dir $(CNITOOL)):$(dir $(CLIENTS)):$(PATH)
 
@@ -45,6 +49,7 @@ test: ## Lint and all three rings, after installing what they need
 .PHONY: unit
 unit: ## Ring 1: no root needed, with the race detector
 	@$(GO) test -json -race -p $(JOBS) -timeout 10m -skip '^TestNetns' -run '$(RUN)' $(PKGS) | $(REPORT)
+	@$(GO) -C bench test -run '$(RUN)' ./...
 
 .PHONY: netns
 netns: ## Ring 2: real TUNs in namespaces that the tests make; speed counts, so no race detector
@@ -65,8 +70,12 @@ chaos: ## Kill daemon and plugins KILLS times (1000), and count what leaks
 lint: $(GOLANGCI) ## Format, vet, static checks
 	@for f in .ci/*; do bash -n "$$f"; done
 	@$(GOLANGCI) run --allow-parallel-runners --timeout 10m $(PKGS)
-	@$(GO) -C test/clients vet ./...
-	@$(GO) -C test/libnetwork vet ./...
+	@test -z "$$(gofmt -l $(MODULES))" || { echo 'run gofmt on $(MODULES)'; exit 1; }
+	@for d in $(MODULES); do $(GO) -C "$$d" vet ./... || exit 1; done
+
+.PHONY: bench
+bench: build $(BENCH) ## usernet beside its peers; needs root; BENCHFLAGS="--rounds 1 --scenario rr"
+	@$(BENCH) run --bin bin --tools '$(dir $(BENCH))' $(BENCHFLAGS)
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Each fuzz target for FUZZTIME (5s)
@@ -95,6 +104,11 @@ $(CNITOOL):
 $(CLIENTS): test/clients/go.mod test/clients/go.sum $(wildcard test/clients/*/*.go)
 	@echo 'building test/clients'
 	@$(GO) -C test/clients build -trimpath -o '$(dir $(CLIENTS))' ./... github.com/cri-o/ocicni/tools/ocicnitool
+
+$(BENCH): bench/go.mod bench/go.sum $(wildcard bench/*.go)
+	@echo 'building bench'
+	@$(GO) -C bench build -trimpath -o '$(dir $(BENCH))' . github.com/containers/gvisor-tap-vsock/cmd/gvproxy
+	@$(GO) -C bench build -trimpath -o '$(dir $(BENCH))gvforwarder' github.com/containers/gvisor-tap-vsock/cmd/vm
 
 .PHONY: clean
 clean: ## Remove bin/ and the Go tools

@@ -47,7 +47,6 @@ var imports = map[string]struct{ allowed, reason string }{
 	"cmd/usernet":         {". internal/cnilint internal/control internal/daemon internal/netns internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
 	"cmd/usernet-cni":     {"plugin", "the executable that runtimes start for every container and every VERSION"},
 	"cmd/cni-conform":     {"conform", "flags and exit codes over the suite"},
-	"bench":               {". internal/control internal/netns internal/nstest ipam netstack tunnel", "measures what users get, through what users use"},
 	"internal/nstest":     {"internal/netns tunnel", "namespaces and devices for tests"},
 	"internal/lab":        {"internal/packet netstack tunnel tunnel/tunneltest", "a container in process, for tests"},
 	"internal/testreport": {"", "reads the events of go test"},
@@ -162,7 +161,7 @@ func TestImportsRunOneWay(t *testing.T) {
 			if !contains(row.allowed, name) {
 				t.Errorf("%s imports %s, but may import only [%s]: %s", rel, name, row.allowed, row.reason)
 			}
-			if slices.Contains(testOnly, name) && !slices.Contains(testOnly, rel) && rel != "bench" {
+			if slices.Contains(testOnly, name) && !slices.Contains(testOnly, rel) {
 				t.Errorf("%s imports %s, which is for tests", rel, name)
 			}
 		}

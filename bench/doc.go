@@ -2,17 +2,22 @@
 // place, on one machine, in one run.
 //
 // A [Backend] gives network to container namespaces by real processes of its
-// own: usernet (daemon and CNI plugin), slirp4netns, and the kernel's bridge
-// with veth and masquerading. A [Scenario] drives one load through a backend
-// and reports one figure per round. Rounds are interleaved over the backends,
-// so that a machine's moods meet all of them alike, and the median of the
-// rounds is reported with the lowest and highest.
+// own. A [Scenario] drives one load through a backend and reports figures once
+// per round. Rounds are interleaved over the backends, so that a machine's
+// moods meet all of them alike, and the median of the rounds is reported with
+// the lowest and highest. A peer that stalls is reported as such, with what it
+// printed.
 //
 // The topology is private: a namespace that plays the host, joined by a veth
-// pair to a namespace that plays the outside, and two container namespaces.
-// Nothing outside these namespaces is touched, and everything ends with the
-// run, interrupted or not.
+// pair to a namespace that plays the outside, and container namespaces. Nothing
+// outside these namespaces is touched but files under /etc/netns that name
+// them, and everything ends with the run, interrupted or not.
 //
-// Absolute figures depend on the machine and its neighbours: compare only
-// within one result file.
+// Throughput comes from iperf3, small messages from the probe (probe.go), which
+// is this executable started again inside the namespaces. Their kernels reuse
+// ports in TIME_WAIT and have a wide range of them; else TIME_WAIT would be
+// what is measured.
+//
+// It is a module of its own, so that programs that use usernet do not inherit
+// its peers and its plots.
 package main

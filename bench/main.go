@@ -2,128 +2,118 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
 )
 
-// Bench is one run.
-type Bench struct {
-	topo     *Topology
-	duration time.Duration
-	rounds   int
-	only     *regexp.Regexp
-	report   *Report
-}
-
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "probe" {
+		if err := probe(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "probe:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := benchmark(ctx, os.Args[1:]); err != nil {
+	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// benchmark parses the flags, runs and reports.
-func benchmark(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 3, "interleaved rounds; the median is reported")
-	duration := flags.Duration("time", 3*time.Second, "of each load, after one second of warm-up")
-	only := flags.String("run", ".", "run only the scenarios that match this expression")
-	through := flags.String("backend", ".", "run only the backends that match this expression")
-	bin := flags.String("bin", "bin", "directory with usernet and usernet-cni")
-	out := flags.String("o", "", "write the result as JSON to this file")
-	if err := flags.Parse(args); err != nil {
-		return err
+const long = `Measures usernet beside the tools that people would use in its place: real
+processes in namespaces of the run's own, all on this machine, in one run, in
+interleaved rounds. Needs root. Writes DATE.json, DATE.md and DATE-*.svg.
+
+Figures depend on the machine and on who else uses it: compare only within one
+result, or two results of one machine by "bench compare".`
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use: "bench", Short: "Measure usernet beside its peers", Long: long,
+		SilenceUsage: true, SilenceErrors: true,
 	}
-	expr, err := regexp.Compile(*only)
-	if err != nil {
-		return fmt.Errorf("-run: %w", err)
-	}
-	backendExpr, err := regexp.Compile(*through)
-	if err != nil {
-		return fmt.Errorf("-backend: %w", err)
-	}
-	abs, err := filepath.Abs(*bin)
-	if err != nil {
-		return err
-	}
-	b := &Bench{duration: *duration, rounds: *rounds, only: expr, report: newReport(*rounds, *duration)}
-	all := []Backend{&usernet{bin: abs}, &slirp{}, &bridge{}}
-	chosen := slices.DeleteFunc(all, func(x Backend) bool { return !backendExpr.MatchString(x.Name()) })
-	err = b.run(ctx, chosen)
-	b.report.finish(err == nil)
-	if *out != "" {
-		err = errors.Join(err, b.write(*out))
-	}
-	return errors.Join(err, b.report.WriteTable(os.Stdout))
+	root.AddCommand(runCommand(), compareCommand(), plotCommand(), listCommand())
+	return root
 }
 
-func (b *Bench) write(path string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(b.report.WriteJSON(f), f.Close())
-}
-
-// run makes the topology and takes the backends through every round.
-func (b *Bench) run(ctx context.Context, backends []Backend) (err error) {
-	if b.topo, err = NewTopology(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.topo.Close()) }()
-	var usable []Backend
-	for _, backend := range backends {
-		if why := backend.Missing(); why != "" {
-			b.report.Skipped[backend.Name()] = why
-			continue
-		}
-		b.report.MTU[backend.Name()] = backend.MTU()
-		usable = append(usable, backend)
-	}
-	for round := range b.rounds {
-		for _, backend := range usable {
-			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", round+1, b.rounds, backend.Name())
-			if err := b.round(ctx, backend); err != nil {
-				return fmt.Errorf("%s: %w", backend.Name(), err)
+func runCommand() *cobra.Command {
+	var b Bench
+	var scenarios, through, bin, tools, out string
+	cmd := &cobra.Command{
+		Use: "run", Short: "Run scenarios and write a result",
+		Example: "  bench run -o results/today\n  bench run --rounds 1 --scenario 'crr|rr' --backend 'usernet|pasta'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if b.scenarios, err = regexp.Compile(scenarios); err != nil {
+				return fmt.Errorf("--scenario: %w", err)
 			}
-		}
+			if b.backends, err = regexp.Compile(through); err != nil {
+				return fmt.Errorf("--backend: %w", err)
+			}
+			if os.Geteuid() != 0 {
+				return fmt.Errorf("namespaces and bridges need root: sudo %s", os.Args[0])
+			}
+			if bin, err = filepath.Abs(bin); err != nil {
+				return err
+			}
+			if tools, err = filepath.Abs(tools); err != nil {
+				return err
+			}
+			if b.self, err = os.Executable(); err != nil {
+				return err
+			}
+			return b.run(cmd.Context(), backends(bin, tools), out)
+		},
 	}
-	return nil
+	flags := cmd.Flags()
+	flags.IntVar(&b.rounds, "rounds", 3, "interleaved rounds; the median is reported")
+	flags.DurationVar(&b.duration, "time", 2*time.Second, "of each load, after one second of warm-up")
+	flags.StringVar(&scenarios, "scenario", ".", "only the scenarios that match this `EXPRESSION`")
+	flags.StringVar(&through, "backend", ".", "only the backends that match this `EXPRESSION`")
+	flags.StringVar(&bin, "bin", "../bin", "`DIR` with usernet and usernet-cni")
+	flags.StringVar(&tools, "tools", "../.tools/bench", "`DIR` with gvproxy and gvforwarder")
+	flags.StringVarP(&out, "output", "o", "", "write `PATH`.json, PATH.md and PATH-*.svg")
+	return cmd
 }
 
-// round takes one backend through every scenario once.
-func (b *Bench) round(ctx context.Context, backend Backend) (err error) {
-	defer func() { err = errors.Join(err, backend.Down(b.topo), b.topo.RemoveContainers()) }()
-	if err := b.topo.AddContainers(ctx, 2); err != nil {
-		return err
+func listCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the scenarios and the backends that they suit", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return list(cmd.OutOrStdout()) },
 	}
-	if err := backend.Up(ctx, b.topo); err != nil {
-		return err
+}
+
+func compareCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "compare OLD.json NEW.json", Short: "Compare usernet's figures of two results of one machine",
+		Long: `Prints each figure of usernet in both results, and how it changed beside the
+spread of both. Refuses results that are incomplete or of different machines.
+Exit status 1 when a figure got worse by more than both spreads.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return compareFiles(cmd.OutOrStdout(), args[0], args[1])
+		},
 	}
-	for _, s := range Scenarios {
-		if !b.only.MatchString(s.Name) || !s.Applies(backend) {
-			continue
-		}
-		row := b.report.row(s, backend.Name())
-		value, err := s.Run(ctx, b, backend)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			row.Errors = append(row.Errors, err.Error())
-			continue
-		}
-		row.Samples = append(row.Samples, value)
+}
+
+func plotCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "plot RESULT.json", Short: "Draw a result again, and its Markdown", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := readReport(args[0])
+			if err != nil {
+				return err
+			}
+			return r.write(trimJSON(args[0]))
+		},
 	}
-	return nil
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strings"
-	"time"
+	"path/filepath"
 )
 
 // Addresses of the topology. The outside server has one per family.
@@ -39,12 +37,42 @@ func NewTopology(ctx context.Context) (*Topology, error) {
 		{"ip", "-n", t.Server, "addr", "add", serverV6 + "/64", "dev", "eth0", "nodad"},
 		{"ip", "-n", t.Host, "link", "set", "up0", "up"},
 		{"ip", "-n", t.Server, "link", "set", "eth0", "up"},
+		// Some peers copy their addresses from the interface of the default route.
+		{"ip", "-n", t.Host, "route", "add", "default", "via", serverV4},
+		{"ip", "-n", t.Host, "route", "add", "default", "via", serverV6},
 	}
-	if err := runAll(ctx, steps); err != nil {
+	err := runAll(ctx, append(steps, t.ports(t.Host), t.ports(t.Server)))
+	if err == nil {
+		err = t.writeEtc()
+	}
+	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
+
+// ports lets a namespace make connections faster than its ports come back from
+// TIME_WAIT, which would be what is measured otherwise.
+func (t *Topology) ports(namespace string) []string {
+	return in(namespace, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=1024 65000")
+}
+
+// writeEtc makes files that ip netns exec binds over those of /etc: the server
+// is the host's resolver, and root may map users, as RootlessKit wants it.
+func (t *Topology) writeEtc() error {
+	if err := os.MkdirAll(t.etc(), 0o755); err != nil {
+		return err
+	}
+	const ids = "root:100000:65536\n"
+	for name, text := range map[string]string{"resolv.conf": "nameserver " + serverV4 + "\n", "subuid": ids, "subgid": ids} {
+		if err := os.WriteFile(filepath.Join(t.etc(), name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Topology) etc() string { return filepath.Join("/etc/netns", t.Host) }
 
 // AddContainers makes n empty container namespaces.
 func (t *Topology) AddContainers(ctx context.Context, n int) error {
@@ -54,18 +82,29 @@ func (t *Topology) AddContainers(ctx context.Context, n int) error {
 			return err
 		}
 		t.Containers = append(t.Containers, name)
-		if err := run(ctx, "ip", "-n", name, "link", "set", "lo", "up"); err != nil {
+		if err := runAll(ctx, [][]string{{"ip", "-n", name, "link", "set", "lo", "up"}, t.ports(name)}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// Adopt puts the namespace of a process in the place of container i: of a
+// backend that makes its own.
+func (t *Topology) Adopt(ctx context.Context, i, pid int) error {
+	name := t.Containers[i]
+	return runAll(ctx, [][]string{
+		{"ip", "netns", "del", name},
+		{"ip", "netns", "attach", name, fmt.Sprint(pid)},
+		t.ports(name),
+	})
+}
+
 // RemoveContainers removes the container namespaces and what is in them.
 func (t *Topology) RemoveContainers() error {
 	var errs []error
 	for _, name := range t.Containers {
-		errs = append(errs, cleanup("ip", "netns", "del", name))
+		errs = append(errs, cleanup([]string{"ip", "netns", "del", name}))
 	}
 	t.Containers = nil
 	return errors.Join(errs...)
@@ -73,34 +112,6 @@ func (t *Topology) RemoveContainers() error {
 
 // Close removes every namespace of the run.
 func (t *Topology) Close() error {
-	return errors.Join(t.RemoveContainers(), cleanup("ip", "netns", "del", t.Host), cleanup("ip", "netns", "del", t.Server))
-}
-
-// in returns argv to run a command in a namespace.
-func in(namespace string, argv ...string) []string {
-	return append([]string{"ip", "netns", "exec", namespace}, argv...)
-}
-
-func run(ctx context.Context, argv ...string) error {
-	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, strings.TrimSpace(string(out)))
-	}
-	return nil
-}
-
-func runAll(ctx context.Context, steps [][]string) error {
-	for _, argv := range steps {
-		if err := run(ctx, argv...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// cleanup runs a command that must also run when the benchmark was cancelled.
-func cleanup(argv ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	return run(ctx, argv...)
+	return errors.Join(t.RemoveContainers(), os.RemoveAll(t.etc()), cleanup(
+		[]string{"ip", "netns", "del", t.Host}, []string{"ip", "netns", "del", t.Server}))
 }

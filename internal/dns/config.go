@@ -73,7 +73,7 @@ type Config struct {
 	// Zero: 64.
 	InFlight int
 	// Rate is the number of queries per second one client may send, with a
-	// burst of the same number. Zero: 200. Negative: no limit.
+	// burst of the same number. Zero: 10,000. Negative: no limit.
 	Rate int
 	// Streams is the number of connections one client may have. Zero: 16.
 	Streams int
@@ -152,7 +152,7 @@ func (c *Config) fillLimits() {
 		}
 	}
 	if c.Rate == 0 {
-		c.Rate = 200
+		c.Rate = 10000
 	}
 	if c.CacheEntries == 0 {
 		c.CacheEntries = 4096

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// usernet is this project as containers meet it: the daemon and the plugin.
+type usernet struct {
+	bin    string // directory of the binaries
+	dir    string // socket and state
+	daemon *process
+	added  []string
+}
+
+func (*usernet) Name() string { return "usernet" }
+
+func (*usernet) Traits() Traits {
+	return Traits{
+		MTU: 65520, Egress: true, V6: true, Publish: true, Userspace: true,
+		Peers: []string{"10.88.0.2", "10.88.0.3"}, DNS: "10.88.0.1",
+	}
+}
+
+func (u *usernet) Missing() string { return notBuilt(u.bin, "usernet-cni") }
+
+func (u *usernet) Version() string { return usernetVersion(u.bin) }
+
+func notBuilt(dir, name string) string {
+	if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+		return fmt.Sprintf("%s is not built: make build bench-tools", filepath.Join(dir, name))
+	}
+	return ""
+}
+
+func usernetVersion(bin string) string {
+	out, err := exec.Command(filepath.Join(bin, "usernet"), "version").Output()
+	if err != nil {
+		return unknown
+	}
+	return firstLine(string(out))
+}
+
+func (u *usernet) socket() string { return u.dir + "/usernet.sock" }
+
+func (u *usernet) Up(ctx context.Context, t *Topology) (err error) {
+	if u.dir, err = os.MkdirTemp("", "usernet-bench-"); err != nil {
+		return err
+	}
+	u.daemon, err = start(in(t.Host, u.bin+"/usernet", "daemon", "--socket", u.socket(), "--state-dir", u.dir+"/state")...)
+	if err != nil {
+		return err
+	}
+	err = u.daemon.await(ctx, "socket", func() bool { _, err := os.Stat(u.socket()); return err == nil })
+	if err != nil {
+		return err
+	}
+	for i, c := range t.Containers {
+		if err := u.cni(ctx, t.Host, "ADD", c, i == 0); err != nil {
+			return err
+		}
+		u.added = append(u.added, c)
+	}
+	return nil
+}
+
+func (u *usernet) Down(t *Topology) error {
+	var errs []error
+	for _, c := range u.added {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		errs = append(errs, u.cni(ctx, t.Host, "DEL", c, false))
+		cancel()
+	}
+	u.added = nil
+	u.daemon.stop()
+	u.daemon = nil
+	return errors.Join(append(errs, os.RemoveAll(u.dir))...)
+}
+
+// cniConfig is the conflist entry of the benchmark's network.
+const cniConfig = `{"cniVersion":"1.0.0","name":"bench","type":"usernet","socket":%q,"capabilities":{"portMappings":true},
+ "ipam":{"type":"usernet","ranges":[[{"subnet":"10.88.0.0/16"}],[{"subnet":"fd88::/64"}]]}%s}`
+
+// cni runs one verb of the plugin in the host's namespace.
+func (u *usernet) cni(ctx context.Context, host, verb, container string, publish bool) error {
+	args := ""
+	if publish {
+		args = fmt.Sprintf(`,"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":%d,"protocol":"tcp","hostIP":%q}]}`,
+			publishedPort, publishedPort, hostV4)
+	}
+	return cniVerb(ctx, host, u.bin+"/usernet-cni", u.bin, verb, container, fmt.Sprintf(cniConfig, u.socket(), args))
+}
+
+// cniVerb runs one verb of a plugin in the host's namespace.
+func cniVerb(ctx context.Context, host, plugin, path, verb, container, config string) error {
+	argv := in(host, plugin)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container,
+		"CNI_NETNS=/run/netns/"+container, "CNI_IFNAME=eth0", "CNI_PATH="+path)
+	cmd.Stdin = strings.NewReader(config)
+	if out, err := cmd.Output(); err != nil {
+		return fmt.Errorf("%s %s %s: %w: %s", filepath.Base(plugin), verb, container, err, tail(string(out)))
+	}
+	return nil
+}
+
+// usernetRun is `usernet run`: a sandbox with a switch of its own.
+type usernetRun struct {
+	bin   string
+	procs []*process
+}
+
+func (*usernetRun) Name() string { return "usernet-run" }
+
+func (*usernetRun) Traits() Traits {
+	return Traits{MTU: 65520, Egress: true, V6: true, Publish: true, Userspace: true, DNS: "10.83.0.1"}
+}
+
+func (u *usernetRun) Missing() string { return notBuilt(u.bin, "usernet") }
+
+func (u *usernetRun) Version() string { return usernetVersion(u.bin) }
+
+func (u *usernetRun) Up(ctx context.Context, t *Topology) error {
+	for i := range t.Containers {
+		argv := []string{u.bin + "/usernet", "run", "-q"}
+		if i == 0 {
+			argv = append(argv, "-p", fmt.Sprintf("%s:%d:%d", hostV4, publishedPort, publishedPort))
+		}
+		p, err := startSandbox(ctx, t, i, append(argv, "--"))
+		if p != nil {
+			u.procs = append(u.procs, p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startSandbox starts a command that makes its own namespaces, and adopts the
+// network of what it runs.
+func startSandbox(ctx context.Context, t *Topology, i int, argv []string) (*process, error) {
+	p, err := start(in(t.Host, append(argv, "sh", "-c", "echo pid $$; exec sleep 3600")...)...)
+	if err != nil {
+		return nil, err
+	}
+	pid := 0
+	err = p.await(ctx, "command", func() bool {
+		_, after, found := strings.Cut(p.output.String(), "pid ")
+		line, _, whole := strings.Cut(after, "\n")
+		if !found || !whole {
+			return false
+		}
+		pid, err = strconv.Atoi(line)
+		return err == nil
+	})
+	if err != nil {
+		return p, err
+	}
+	return p, t.Adopt(ctx, i, pid)
+}
+
+func (u *usernetRun) Down(*Topology) error {
+	stopAll(u.procs)
+	u.procs = nil
+	return nil
+}
+
+func stopAll(procs []*process) {
+	for _, p := range procs {
+		p.stop()
+	}
+}

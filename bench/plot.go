@@ -1,0 +1,93 @@
+package main
+
+import (
+	"image/color"
+	"slices"
+	"strings"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/plotutil"
+	"gonum.org/v1/plot/vg"
+)
+
+// chart is a picture of some scenarios that share a unit.
+type chart struct {
+	file, title string
+	prefixes    []string // of the scenarios
+}
+
+var charts = []chart{
+	{"throughput", "TCP throughput, Gbit/s (longer is better)", []string{"egress-tcp4", "egress-tcp6", "peer-tcp4", "published-tcp4"}},
+	{"latency", "Round trip, µs (shorter is better)", []string{"tcp-rr", "udp-rr"}},
+	{"connections", "Connections and queries a second (longer is better)", []string{"crr", "dns"}},
+}
+
+// plot draws every chart that the report has rows for.
+func (r *Report) plot(path string) error {
+	for _, c := range charts {
+		var names []string
+		for _, name := range r.names() {
+			if !strings.HasSuffix(name, "/cpu") && slices.ContainsFunc(c.prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+				names = append(names, name)
+			}
+		}
+		if len(names) == 0 {
+			continue
+		}
+		if err := r.draw(c, names, path+"-"+c.file+".svg"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// draw makes a group of bars for each scenario, one bar for each backend.
+func (r *Report) draw(c chart, names []string, file string) error {
+	slices.Reverse(names) // the first on top
+	p := plot.New()
+	p.Title.Text = c.title
+	p.X.Min = 0
+	p.Legend.Top, p.Legend.XOffs = true, vg.Points(-4)
+	p.Add(plotter.NewGrid())
+	var shown []string
+	for _, b := range backends("", "") {
+		if slices.ContainsFunc(names, func(n string) bool { row := r.find(n, b.Name()); return row != nil && len(row.Samples) > 0 }) {
+			shown = append(shown, b.Name())
+		}
+	}
+	const thick = 7 // points a bar
+	for i, backend := range shown {
+		values := make(plotter.Values, len(names))
+		for j, name := range names {
+			if row := r.find(name, backend); row != nil {
+				values[j] = row.Median
+			}
+		}
+		bars, err := plotter.NewBarChart(values, vg.Points(thick))
+		if err != nil {
+			return err
+		}
+		bars.Horizontal, bars.LineStyle.Width = true, 0
+		bars.Color = colourOf(backend, i)
+		bars.Offset = vg.Points((float64(len(shown)-1)/2 - float64(i)) * thick)
+		p.Add(bars)
+		p.Legend.Add(backend, bars)
+	}
+	p.NominalY(names...)
+	height := vg.Points(80 + float64(len(names)*(len(shown)+2)*thick))
+	return p.Save(18*vg.Centimeter, height, file)
+}
+
+// colourOf makes usernet stand out among its peers.
+func colourOf(backend string, i int) color.Color {
+	switch backend {
+	case "usernet":
+		return color.RGBA{R: 0x1f, G: 0x5f, B: 0xbf, A: 0xff}
+	case "usernet-run":
+		return color.RGBA{R: 0x7f, G: 0xab, B: 0xe6, A: 0xff}
+	case "bridge":
+		return color.Gray{Y: 0x50}
+	}
+	return plotutil.SoftColors[i%len(plotutil.SoftColors)]
+}
