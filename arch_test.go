@@ -44,7 +44,7 @@ var imports = map[string]struct{ allowed, reason string }{
 	"plugin":              {"internal/control internal/netns internal/podman internal/portowner internal/redirect internal/undo tunnel", "a thin client: without netstack it starts fast and holds no packet code"},
 	"conform":             {"internal/netns internal/undo", "judges any CNI plugin from outside, ours too: it knows no plugin's code"},
 	"":                    {"internal/sandbox netstack", "the easy API is a front of the sandbox and of the switch"},
-	"cmd/usernet":         {". internal/cnilint internal/control internal/daemon internal/netns internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
+	"cmd/usernet":         {". internal/cnilint internal/control internal/daemon internal/netns internal/podman internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
 	"cmd/usernet-cni":     {"plugin", "the executable that runtimes start for every container and every VERSION"},
 	"cmd/cni-conform":     {"conform", "flags and exit codes over the suite"},
 	"internal/nstest":     {"internal/netns tunnel", "namespaces and devices for tests"},

@@ -6,6 +6,9 @@ import (
 	"slices"
 )
 
+// DefaultPublishMode is what "publish.mode" is when a configuration says nothing.
+const DefaultPublishMode = string(publishAuto)
+
 // Keys returns the keys that a configuration of type "usernet" may have at its
 // top level, sorted. Every other key, except those that start with "cni.dev/",
 // makes ADD fail with code 2.

@@ -13,10 +13,9 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/BurntSushi/toml"
-
 	"github.com/usernet/usernet/internal/cnilint"
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/podman"
 	"github.com/usernet/usernet/plugin"
 )
 
@@ -91,14 +90,14 @@ func (a *app) pluginDirs(p *cnilint.Podman) []string {
 
 // conflistFacts looks up what the rules ask of the machine.
 func (a *app) conflistFacts(ctx context.Context, set *cnilint.Set, binDirs []string) cnilint.Facts {
-	podman := podmanAsRoot("/")
+	rootful := podmanAsRoot(os.DirFS("/"), a.getenv)
 	if len(binDirs) == 0 {
-		binDirs = a.pluginDirs(podman)
+		binDirs = a.pluginDirs(rootful)
 	}
 	f := cnilint.Facts{
-		Keys: plugin.Keys(), Versions: plugin.SupportedVersions, Judge: plugin.Judge, PublishMode: "listen",
+		Keys: plugin.Keys(), Versions: plugin.SupportedVersions, Judge: plugin.Judge, PublishMode: plugin.DefaultPublishMode,
 		BinDirs: binDirs, Binaries: make(map[string]cnilint.Binary), Sockets: make(map[string]cnilint.Daemon),
-		TUN: tunDevice(), Podman: podman, DHCP: make(map[string]bool),
+		TUN: tunDevice(), Podman: rootful, DHCP: make(map[string]bool),
 	}
 	for _, typ := range set.Types() {
 		if b, ok := findBinary(binDirs, typ); ok {
@@ -168,38 +167,21 @@ func tunDevice() *cnilint.Device {
 	return &cnilint.Device{ForAll: info.Mode()&0o006 == 0o006, Mode: fmt.Sprintf("%#o", info.Mode().Perm())}
 }
 
-// podmanAsRoot reads what root's podman is told; nil if there is no
-// podman below root. Later files win (containers.conf(5)).
-func podmanAsRoot(root string) *cnilint.Podman {
-	if _, err := os.Stat(filepath.Join(root, "usr/bin/podman")); err != nil {
+// podmanAsRoot is what root's podman is told; nil if there is none, or if it is
+// told what it will itself complain of.
+func podmanAsRoot(root fs.FS, getenv func(string) string) *cnilint.Podman {
+	if _, err := fs.Stat(root, "usr/bin/podman"); err != nil {
 		return nil
 	}
-	p := &cnilint.Podman{Reserves: true}
-	files := []string{filepath.Join(root, "usr/share/containers/containers.conf"), filepath.Join(root, "etc/containers/containers.conf")}
-	more, err := filepath.Glob(filepath.Join(root, "etc/containers/containers.conf.d/*.conf"))
-	if err == nil {
-		files = append(files, more...)
+	r, err := podman.ReadReservation(root, getenv)
+	if err != nil {
+		return nil
 	}
-	for _, file := range files {
-		var conf struct {
-			Network struct {
-				PluginDirs []string `toml:"cni_plugin_dirs"`
-			} `toml:"network"`
-			Engine struct {
-				Reserve *bool `toml:"enable_port_reservation"`
-			} `toml:"engine"`
-		}
-		if _, err := toml.DecodeFile(file, &conf); err != nil {
-			continue // podman itself will say so
-		}
-		if conf.Engine.Reserve != nil {
-			p.Reserves, p.File = *conf.Engine.Reserve, file
-		}
-		if conf.Network.PluginDirs != nil {
-			p.PluginDirs = conf.Network.PluginDirs
-		}
+	dirs, err := podman.ReadPluginDirs(root, getenv)
+	if err != nil {
+		return nil
 	}
-	return p
+	return &cnilint.Podman{Reserves: r.On, File: r.File, PluginDirs: dirs}
 }
 
 // printFindings writes for people; the texts quote files, so that what a

@@ -4,53 +4,40 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usernet/usernet/internal/cnilint"
 )
 
 func TestPodmanAsRoot(t *testing.T) {
-	const (
-		shared = "usr/share/containers/containers.conf"
-		system = "etc/containers/containers.conf"
-		dropin = "etc/containers/containers.conf.d/50-ports.conf"
-		off    = "[engine]\nenable_port_reservation = false\n"
-		on     = "[engine]\nenable_port_reservation = true\n"
-	)
+	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
+	const conf = "etc/containers/containers.conf"
+	none := func(string) string { return "" }
 	tests := []struct {
-		name     string
-		files    map[string]string
-		reserves bool
-		file     string
+		name string
+		root fstest.MapFS
+		want *cnilint.Podman
 	}{
-		{"default", nil, true, ""},
-		{"another key", map[string]string{system: "[engine]\nruntime = \"runc\"\n"}, true, ""},
-		{"off", map[string]string{system: off}, false, system},
-		{"on again", map[string]string{shared: off, system: on}, true, system},
-		{"drop-in wins", map[string]string{system: on, dropin: off}, false, dropin},
-		{"plugins elsewhere", map[string]string{system: "[network]\ncni_plugin_dirs = [\"/p\"]\n"}, true, ""},
-		{"broken file", map[string]string{shared: off, system: "[engine"}, false, shared},
-		{"in a table of another name", map[string]string{system: "[network]\nenable_port_reservation = false\n"}, true, ""},
+		{"no podman", fstest.MapFS{conf: file("[engine]\nenable_port_reservation = false\n")}, nil},
+		{"default", fstest.MapFS{"usr/bin/podman": file("")}, &cnilint.Podman{Reserves: true}},
+		{"told", fstest.MapFS{"usr/bin/podman": file(""), conf: file("[engine]\nenable_port_reservation = false\n[network]\ncni_plugin_dirs = [\"/p\"]\n")},
+			&cnilint.Podman{File: "/" + conf, PluginDirs: []string{"/p"}}},
+		{"broken", fstest.MapFS{"usr/bin/podman": file(""), conf: file("[engine")}, nil},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			root := t.TempDir()
-			if podmanAsRoot(root) != nil {
-				t.Error("found where there is none")
-			}
-			writeBelow(t, root, "usr/bin/podman", "")
-			for path, text := range tt.files {
-				writeBelow(t, root, path, text)
-			}
-			want := tt.file
-			if want != "" {
-				want = filepath.Join(root, want)
-			}
-			if p := podmanAsRoot(root); p == nil || p.Reserves != tt.reserves || p.File != want {
-				t.Errorf("%+v; want reserves %v by %q", p, tt.reserves, want)
-			} else if elsewhere := tt.name == "plugins elsewhere"; elsewhere != slices.Equal((&app{getenv: os.Getenv}).pluginDirs(p), []string{"/p"}) {
-				t.Errorf("%+v", p)
-			}
-		})
+		if diff := cmp.Diff(tt.want, podmanAsRoot(tt.root, none)); diff != "" {
+			t.Errorf("%s: %s", tt.name, diff)
+		}
+	}
+	a := &app{getenv: none}
+	if dirs := a.pluginDirs(&cnilint.Podman{PluginDirs: []string{"/p"}}); len(dirs) != 1 || dirs[0] != "/p" {
+		t.Errorf("podman is told /p, and plugins are looked for in %q", dirs)
+	}
+	if dirs := a.pluginDirs(nil); len(dirs) < 5 {
+		t.Errorf("by default plugins are looked for in %q", dirs)
 	}
 }
 

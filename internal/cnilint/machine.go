@@ -164,12 +164,8 @@ func (j *judge) device() {
 	}
 }
 
-// publishMode returns how p publishes ports. The key may be the mode itself or
-// an object with it.
+// publishMode returns how p publishes ports.
 func (j *judge) publishMode(p *plugin) string {
-	if mode := p.text("publish"); mode != "" {
-		return mode
-	}
 	var object struct {
 		Mode string `json:"mode"`
 	}
@@ -204,5 +200,5 @@ func (j *judge) podman(ports []*plugin) {
 	}
 	j.at(p, Warning, "podman-ports", "",
 		fmt.Sprintf("rootful podman reserves published ports (%s), so podman run -p fails where usernet listens: bind: address already in use", where),
-		fmt.Sprintf("write into %s, below [engine]: enable_port_reservation = false", file))
+		fmt.Sprintf(`write "publish": {"mode": "auto"}, or into %s, below [engine]: enable_port_reservation = false`, file))
 }

@@ -1,3 +1,3 @@
 // Package podman reads what podman's own configuration says about published
-// ports (containers.conf(5)).
+// ports and CNI plugins (containers.conf(5)).
 package podman

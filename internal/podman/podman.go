@@ -31,28 +31,54 @@ var systemFiles = []string{
 // that cannot be read as TOML.
 func ReadReservation(root fs.FS, getenv func(string) string) (Reservation, error) {
 	r := Reservation{On: true}
+	err := read(root, getenv, func(file string, c *conf) {
+		if c.Engine.Reserve != nil {
+			r = Reservation{*c.Engine.Reserve, "/" + file}
+		}
+	})
+	return r, err
+}
+
+// ReadPluginDirs reads where podman looks for CNI plugins, as ReadReservation
+// reads; nil: where it does by default.
+func ReadPluginDirs(root fs.FS, getenv func(string) string) ([]string, error) {
+	var dirs []string
+	err := read(root, getenv, func(_ string, c *conf) {
+		if c.Network.PluginDirs != nil {
+			dirs = c.Network.PluginDirs
+		}
+	})
+	return dirs, err
+}
+
+// conf is what is of interest in one file.
+type conf struct {
+	Engine struct {
+		Reserve *bool `toml:"enable_port_reservation"`
+	} `toml:"engine"`
+	Network struct {
+		PluginDirs []string `toml:"cni_plugin_dirs"`
+	} `toml:"network"`
+}
+
+// read gives each file that is there to see, in order.
+func read(root fs.FS, getenv func(string) string, see func(file string, c *conf)) error {
 	files, err := list(root, getenv)
 	if err != nil {
-		return r, err
+		return err
 	}
 	for _, file := range files {
-		var conf struct {
-			Engine struct {
-				Reserve *bool `toml:"enable_port_reservation"`
-			} `toml:"engine"`
-		}
-		_, err := toml.DecodeFS(root, file, &conf)
+		var c conf
+		_, err := toml.DecodeFS(root, file, &c)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return r, fmt.Errorf("read podman's configuration /%s: %w", file, err)
+			return fmt.Errorf("read podman's configuration /%s: %w", file, err)
 		}
-		if conf.Engine.Reserve != nil {
-			r = Reservation{*conf.Engine.Reserve, "/" + file}
-		}
+		see(file, &c)
 	}
-	return r, nil
+	return nil
 }
 
 // list returns the files in the order in which they are read.

@@ -42,3 +42,16 @@ func TestReadReservationOfNonsense(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestReadPluginDirs(t *testing.T) {
+	none := func(string) string { return "" }
+	root := fstest.MapFS{}
+	if dirs, err := ReadPluginDirs(root, none); dirs != nil || err != nil {
+		t.Errorf("by default %q, %v", dirs, err)
+	}
+	root["usr/share/containers/containers.conf"] = &fstest.MapFile{Data: []byte("[network]\ncni_plugin_dirs = [\"/a\", \"/b\"]\n")}
+	root["etc/containers/containers.conf"] = &fstest.MapFile{Data: []byte("[engine]\ncni_plugin_dirs = [\"/c\"]\n")}
+	if dirs, err := ReadPluginDirs(root, none); strings.Join(dirs, ":") != "/a:/b" || err != nil {
+		t.Errorf("got %q, %v", dirs, err)
+	}
+}
