@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,10 +39,45 @@ func TestPodmanDropIn(t *testing.T) {
 	}
 	made := podmanNet{name: "made", other: "apart", closed: "closed", v4: "10.87.0.", v6: "fd87::", made: true}
 	p.onNetworks(t, made, slices.Concat(podmanTests, []podmanTest{
+		{"many at once", (*podmanBed).testManyAtOnce},
 		{"default network", (*podmanBed).testDefaultNetwork},
 		{"isolate", (*podmanBed).testIsolate},
 		{"remove networks", (*podmanBed).testRemoveNetworks}, // the last: it leaves none
 	}))
+}
+
+// testManyAtOnce starts containers at the same time, and removes them so.
+func (p *podmanBed) testManyAtOnce(n podmanNet) {
+	names := []string{"m0", "m1", "m2", "m3", "m4"}
+	each := func(argv func(name string) []string) {
+		var wg sync.WaitGroup
+		for _, name := range names {
+			wg.Go(func() {
+				if _, err := p.try(argv(name)...); err != nil {
+					p.t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	each(func(name string) []string {
+		argv := append([]string{"podman", "run", "-d", "--name", name, "--network", n.name + "," + n.other}, p.parent()...)
+		return append(argv, image, "sleep", "1000")
+	})
+	owner := map[string]string{}
+	links := p.links()
+	for _, link := range links {
+		for _, addr := range link.Addrs {
+			if owner[addr.String()] != "" {
+				p.t.Errorf("%s and %s have the address %s", owner[addr.String()], link.ID, addr)
+			}
+			owner[addr.String()] = link.ID
+		}
+	}
+	if len(links) != 2*len(names) {
+		p.t.Errorf("%d links of %d containers on two networks", len(links), len(names))
+	}
+	each(func(name string) []string { return []string{"podman", "rm", "--force", "--time", "0", name} })
 }
 
 // testDefaultNetwork is podman run without any network named.
@@ -53,9 +89,7 @@ func (p *podmanBed) testDefaultNetwork(podmanNet) {
 	p.remove("plain")
 }
 
-// testIsolate holds that a network and an isolated one do not meet, nor does an
-// isolated one reach a port that is published for the other's container only by
-// the container's address.
+// testIsolate holds that a network and an isolated one do not meet, either way.
 func (p *podmanBed) testIsolate(n podmanNet) {
 	open := p.start("open", []string{"7000"}, "--network", n.name)
 	apart := p.start("apart", []string{"7000"}, "--network", n.other)
