@@ -57,7 +57,7 @@ var podmanDirs = []string{"/var/lib/containers", "/etc/containers", "/home"}
 // newPodmanBed starts the machine. more is shell code for it.
 func newPodmanBed(t *testing.T, more string) *podmanBed {
 	t.Helper()
-	need(t, "podman", "buildah", "runc", "conmon", "ss")
+	need(t, "podman", "buildah", "runc", "conmon", "ss", "nft")
 	p := &podmanBed{home: "/root", netns: "/run/netns"}
 	p.machine = newBed(t).startMachine(podmanDirs, "mkdir -p /etc/containers/containers.conf.d\n"+more)
 	p.write("/etc/containers/containers.conf.d/machine.conf", machineConf)
@@ -190,7 +190,7 @@ func (p *podmanBed) remove(names ...string) {
 }
 
 // nothingLeft holds that no container has left anything behind: links, leases,
-// listeners, devices, namespaces, descriptors.
+// listeners, redirections, devices, namespaces, descriptors.
 func (p *podmanBed) nothingLeft() {
 	p.t.Helper()
 	if links := p.links(); len(links) != 0 {
@@ -205,6 +205,9 @@ func (p *podmanBed) nothingLeft() {
 	}
 	if out := nstest.Exec(p.t, p.host, "ss", "-Htuln"); strings.TrimSpace(out) != "" {
 		p.t.Errorf("listeners left on the host:\n%s", out)
+	}
+	if out := nstest.Exec(p.t, p.host, "nft", "list", "tables"); out != "" {
+		p.t.Errorf("redirections left on the host:\n%s", out)
 	}
 	if out := nstest.Exec(p.t, p.host, "ip", "-o", "link"); out != p.devices {
 		p.t.Errorf("interfaces of the host:\n%swere\n%s", out, p.devices)

@@ -16,7 +16,8 @@ import (
 )
 
 // TestPodmanDropIn runs podman as root, on networks that podman itself makes,
-// of which usernet serves every plugin.
+// of which usernet serves every plugin. podman reserves published ports, as it
+// does by default.
 func TestPodmanDropIn(t *testing.T) {
 	p := newPodmanBed(t, "")
 	const documented, here = "/usr/libexec/usernet/cni", "/opt/usernet/cni"
