@@ -31,7 +31,7 @@ func main() {
 
 const long = `Measures usernet beside the tools that people would use in its place: real
 processes in namespaces of the run's own, all on this machine, in one run, in
-interleaved rounds. Needs root. Writes DATE.json, DATE.md and DATE-*.svg.
+interleaved rounds. Needs root. Writes DATE.json, DATE.md and DATE-*.png.
 
 Figures depend on the machine and on who else uses it: compare only within one
 result, or two results of one machine by "bench compare".`
@@ -81,7 +81,7 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&through, "backend", ".", "only the backends that match this `EXPRESSION`")
 	flags.StringVar(&bin, "bin", "../bin", "`DIR` with usernet and usernet-cni")
 	flags.StringVar(&tools, "tools", "../.tools/bench", "`DIR` with gvproxy and gvforwarder")
-	flags.StringVarP(&out, "output", "o", "", "write `PATH`.json, PATH.md and PATH-*.svg")
+	flags.StringVarP(&out, "output", "o", "", "write `PATH`.json, PATH.md and PATH-*.png")
 	return cmd
 }
 

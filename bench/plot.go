@@ -8,6 +8,7 @@ import (
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/plotutil"
+	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 )
 
@@ -35,7 +36,7 @@ func (r *Report) plot(path string) error {
 		if len(names) == 0 {
 			continue
 		}
-		if err := r.draw(c, names, path+"-"+c.file+".svg"); err != nil {
+		if err := r.draw(c, names, path+"-"+c.file+".png"); err != nil {
 			return err
 		}
 	}
@@ -45,11 +46,7 @@ func (r *Report) plot(path string) error {
 // draw makes a group of bars for each scenario, one bar for each backend.
 func (r *Report) draw(c chart, names []string, file string) error {
 	slices.Reverse(names) // the first on top
-	p := plot.New()
-	p.Title.Text = c.title
-	p.X.Min = 0
-	p.Legend.Top, p.Legend.XOffs = true, vg.Points(-4)
-	p.Add(plotter.NewGrid())
+	p := newPlot(c.title)
 	var shown []string
 	for _, b := range backends("", "") {
 		if slices.ContainsFunc(names, func(n string) bool { row := r.find(n, b.Name()); return row != nil && len(row.Samples) > 0 }) {
@@ -75,8 +72,24 @@ func (r *Report) draw(c chart, names []string, file string) error {
 		p.Legend.Add(backend, bars)
 	}
 	p.NominalY(names...)
+	p.X.Max *= 1.4 // room for the legend
 	height := vg.Points(80 + float64(len(names)*(len(shown)+2)*thick))
-	return p.Save(18*vg.Centimeter, height, file)
+	return p.Save(24*vg.Centimeter, height, file)
+}
+
+// newPlot returns an empty plot in a type that is without serifs; PNG has its letters drawn, where SVG would depend on the fonts of who looks.
+func newPlot(title string) *plot.Plot {
+	p := plot.New()
+	p.Title.Text = title
+	p.X.Min = 0
+	p.Legend.Top = true
+	for style, size := range map[*text.Style]vg.Length{
+		&p.Title.TextStyle: 11, &p.X.Tick.Label: 9, &p.Y.Tick.Label: 9, &p.Legend.TextStyle: 9,
+	} {
+		style.Font.Variant, style.Font.Size = "Sans", size
+	}
+	p.Add(plotter.NewGrid())
+	return p
 }
 
 // colourOf makes usernet stand out among its peers.

@@ -161,7 +161,7 @@ func (w *Row) better(a, b float64) float64 {
 	return a / b
 }
 
-// write writes the report as path.json, path.md and path-*.svg.
+// write writes the report as path.json, path.md and path-*.png.
 func (r *Report) write(path string) error {
 	file := func(suffix string, fill func(io.Writer) error) error {
 		f, err := os.Create(path + suffix)

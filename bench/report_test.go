@@ -83,7 +83,7 @@ func TestCompareRefuses(t *testing.T) {
 	if err := compareFiles(&bytes.Buffer{}, good, good); err != nil {
 		t.Error(err)
 	}
-	if info, err := os.Stat(filepath.Join(dir, "good-latency.svg")); err != nil || info.Size() < 1000 {
+	if info, err := os.Stat(filepath.Join(dir, "good-latency.png")); err != nil || info.Size() < 1000 {
 		t.Errorf("no picture: %v", err)
 	}
 }
