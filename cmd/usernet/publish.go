@@ -170,7 +170,11 @@ func (a *app) portCommand() *cobra.Command {
 			}
 			t := table{head: []string{"ID", "HOST", "PROTO", "LINK", "PORT"}}
 			for _, p := range all {
-				t.add(p.ID, netip.AddrPortFrom(p.HostIP, p.HostPort).String(), p.Proto, p.Link, strconv.Itoa(int(p.Port)))
+				host := netip.AddrPortFrom(p.HostIP, p.HostPort).String()
+				if p.SocketPort != 0 {
+					host += fmt.Sprintf(" (redirected to %d)", p.SocketPort)
+				}
+				t.add(p.ID, host, p.Proto, p.Link, strconv.Itoa(int(p.Port)))
 			}
 			t.print(a.stdout, a.painter(a.stdout))
 			return nil
