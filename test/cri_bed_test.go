@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
 )
 
@@ -180,6 +181,18 @@ func (s *sandbox) exec(argv ...string) string {
 func (s *sandbox) inNetns(argv ...string) string {
 	s.c.t.Helper()
 	return s.c.exec(append([]string{"nsenter", "--net=" + s.status().netns, "--"}, argv...)...)
+}
+
+// namespace opens the pod's network namespace.
+func (s *sandbox) namespace() *netns.Handle {
+	s.c.t.Helper()
+	// /var/run is an absolute link, which would lead out of the machine.
+	ns, err := netns.Open(s.c.path(strings.TrimPrefix(s.status().netns, "/var")))
+	if err != nil {
+		s.c.t.Fatal(err)
+	}
+	s.c.t.Cleanup(func() { ns.Close() })
+	return ns
 }
 
 // serve starts a web server that answers every request with the pod's name and

@@ -4,10 +4,12 @@ package test
 
 import (
 	"encoding/json"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/usernet/usernet/internal/netns"
@@ -24,6 +26,7 @@ func testPods(c *containerd) {
 			{"protocol": "TCP", "containerPort": 80, "hostPort": 8080},
 			{"protocol": "TCP", "containerPort": 80, "hostPort": 8081, "hostIp": "127.0.0.1"},
 			{"protocol": "TCP", "containerPort": 81}, // declared, and not published
+			{"protocol": "UDP", "containerPort": 7000, "hostPort": 7001},
 		},
 	})
 	bob := c.run("bob", nil)
@@ -42,6 +45,7 @@ func testPods(c *containerd) {
 			c.t.Errorf("%s answered %q", outside, out)
 		}
 	}
+	c.podUDP(alice, bob)
 	for _, name := range []string{"bob", "alice"} { // of the pod, by its resolv.conf
 		if out := alice.exec("nslookup", name); !strings.Contains(out, map[string]string{"bob": bob.ips[0], "alice": alice.ips[1]}[name]) {
 			c.t.Errorf("nslookup %s: %s", name, out)
@@ -72,6 +76,40 @@ func testPods(c *containerd) {
 	}
 }
 
+// podUDP: alice's UDP port 7000 is reached from bob and, published as 7001, from
+// outside; alice sees who asks.
+func (c *containerd) podUDP(alice, bob *sandbox) {
+	c.t.Helper()
+	echo(c.t, alice.namespace(), "alice", ":7000")
+	from := bob.namespace()
+	for n := range 2 {
+		wantReply(c, askUDP(c.t, from, net.JoinHostPort(alice.ips[n], "7000")), "alice", bob.ips[n])
+		node := []string{"203.0.113.1", "2001:db8::1"}[n]
+		wantReply(c, askUDP(c.t, c.outside, net.JoinHostPort(node, "7001")), "alice", []string{"203.0.113.2", "2001:db8::2"}[n])
+	}
+}
+
+// askUDP sends a datagram and returns the answer.
+func askUDP(t *testing.T, from *netns.Handle, to string) string {
+	t.Helper()
+	conn, err := nstest.Dial(t, from, "udp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answer := make([]byte, 1500)
+	n := 0
+	if err = conn.SetDeadline(time.Now().Add(10 * time.Second)); err == nil {
+		if _, err = conn.Write([]byte("hello")); err == nil {
+			n, err = conn.Read(answer)
+		}
+	}
+	if err != nil {
+		t.Fatalf("ask %s over UDP: %v", to, err)
+	}
+	return string(answer[:n])
+}
+
 // get asks a pod's web server who answers, and whom.
 func (s *sandbox) get(ip, port string) string {
 	s.c.t.Helper()
@@ -95,6 +133,10 @@ func testRefusedPod(c *containerd) {
 	_, err := c.tryCRI("RunPodSandbox", keys{"config": c.sandboxConfig("second", config)})
 	if err == nil || !strings.Contains(err.Error(), ":8082/tcp is in use") {
 		c.t.Errorf("a port that is taken: %v", err)
+	}
+	sctp := keys{"portMappings": []keys{{"protocol": "SCTP", "containerPort": 9, "hostPort": 9}}}
+	if _, err := c.tryCRI("RunPodSandbox", keys{"config": c.sandboxConfig("sctp", sctp)}); err == nil || !strings.Contains(err.Error(), "sctp cannot be published") {
+		c.t.Errorf("a port of SCTP: %v", err)
 	}
 	if got := c.links(); !slices.Equal(got, []string{"pods/" + first.id + "/eth0"}) {
 		c.t.Errorf("links %q, want that of the first pod", got)
