@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/usernet/usernet/internal/nstest"
 	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/tunnel"
 )
@@ -37,6 +38,11 @@ func TestPeersExchangePacketsVerbatim(t *testing.T) {
 		a.receive()
 		a.wantDrops(map[string]uint64{})
 
+		// A packet is counted after it is sent.
+		nstest.WaitFor(t, testTimeout, func() bool {
+			flows := h.s.Flows()
+			return len(flows) != 1 || flows[0].ToContainer.Packets > 0
+		})
 		flows := h.s.Flows()
 		if len(flows) != 1 {
 			t.Fatalf("%d flows, want 1: %+v", len(flows), flows)
