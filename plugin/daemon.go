@@ -75,7 +75,11 @@ func (i *invocation) retry(ctx context.Context, fn func(context.Context) error, 
 	wait := 2 * time.Millisecond
 	for {
 		err := fn(ctx)
-		if !isUnreachable(err) {
+		switch {
+		case isUnreachable(err):
+		case err != nil && ctx.Err() != nil: // the time was up while it waited for an answer
+			return fmt.Errorf("%w: %w", control.ErrNotRunning, err)
+		default:
 			return err
 		}
 		select {

@@ -129,7 +129,7 @@ func TestExpectedFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		inv := &invocation{conf: &config{}, params: parameters{IfName: "eth0"}}
+		inv := &invocation{conf: &config{IPAM: ipamConfig{Type: nativeIPAM}}, params: parameters{IfName: "eth0"}}
 		_, err = inv.expected(prev)
 		wantError(t, err, types.ErrInvalidNetworkConfig, "prevResult", word)
 	}
