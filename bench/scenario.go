@@ -44,7 +44,7 @@ func scenarios() []Scenario {
 	return append(all,
 		peer(1), peer(4), published(false), published(true), udpStream(),
 		roundTrip("tcp"), roundTrip("udp"), connect(1), connect(16), resolve(),
-		cniLatency(), runLatency(), memory(), idle(), growth())
+		cniLatency(), runLatency(), idle(), memory(), growth())
 }
 
 func egresses(b Backend) bool { return b.Traits().Egress }
