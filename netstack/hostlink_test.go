@@ -301,7 +301,7 @@ func TestFragmentedAnswersReachTheHost(t *testing.T) {
 		host, c := h.attachHost("host", nil), h.attach("c", 2, nil)
 		big := bytes.Repeat([]byte("fragment"), 500)
 		fragmented := func(from *end, pkt []byte) {
-			if err := packet.Fragments(pkt, DefaultMTU, 77, func(f []byte) error { from.send(f); return nil }); err != nil {
+			if err := packet.Fragments(pkt, 1500, 77, func(f []byte) error { from.send(f); return nil }); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -17,8 +17,8 @@ import (
 func (h *harness) hostSide() *container {
 	h.t.Helper()
 	c := &container{ns: nstest.NewNS(h.t), v4: h.s.gateway4, v6: h.s.gateway6}
-	dev := nstest.TUN(h.t, c.ns, netns.Interface{Name: "un-test", Addrs: h.s.cfg.Gateways})
-	link, err := h.s.AttachHost(dev, HostLinkConfig{Name: "host"})
+	dev := nstest.TUN(h.t, c.ns, netns.Interface{Name: "un-test", MTU: 1500, Addrs: h.s.cfg.Gateways})
+	link, err := h.s.AttachHost(dev, HostLinkConfig{Name: "host", MTU: 1500})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -66,6 +66,7 @@ func (i *invocation) add(ctx context.Context) error {
 		{"dhcp", a.askDHCP},
 		{"sysctl", a.setSysctls},
 		{"verify", a.verify},
+		{"host", a.joinHost},
 		{"commit", a.commit},
 		{"print", a.print},
 	}
@@ -186,6 +187,12 @@ func (a *adding) openNamespace(context.Context) error {
 			a.params.Netns)
 	}
 	a.request.Netns, a.request.NetnsPath = a.target.Inode(), absolute(a.params.Netns)
+	if a.conf.HostAccess.Enabled {
+		if a.target.Equal(a.own) {
+			return unsupported("hostAccess.enabled", true, "CNI_NETNS is the host's own namespace, which has the container's addresses itself; set it to false")
+		}
+		a.request.HostNetns = a.own.Inode()
+	}
 	return a.target.Do(func() error {
 		_, err := netlink.LinkByName(a.params.IfName)
 		var none netlink.LinkNotFoundError

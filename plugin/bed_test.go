@@ -63,15 +63,15 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-// startDaemon starts the real daemon in the host namespace.
-func (b *bed) startDaemon() {
+// startDaemon starts the real daemon in the host namespace; kill kills it.
+func (b *bed) startDaemon() (kill func()) {
 	b.t.Helper()
 	binary, err := buildUsernet()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	var log bytes.Buffer
-	cmd := exec.Command(binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(b.t.TempDir(), "state"))
+	cmd := exec.Command(binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(filepath.Dir(filepath.Dir(b.socket)), "state"))
 	cmd.Stdout, cmd.Stderr = &log, &log
 	nstest.Start(b.t, b.host, cmd)
 	b.daemon = cmd
@@ -84,6 +84,10 @@ func (b *bed) startDaemon() {
 		_, err := b.client.Version(context.Background())
 		return err == nil
 	})
+	return func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
 }
 
 // config returns a configuration for the bed's daemon; more replaces keys.

@@ -17,7 +17,9 @@ func bridgeDefaults() config {
 		Device:    control.DeviceTAP, // a real MAC address, as a veth has
 		Autostart: true,
 		IPAM:      ipamConfig{Type: noIPAM}, // an interface without addresses
-		Bridge:    &bridgeConf{},
+		// The node reaches containers behind a bridge that has an address.
+		HostAccess: hostAccess{Enabled: true, IfName: "cni0"},
+		Bridge:     &bridgeConf{},
 	}
 }
 
@@ -25,7 +27,7 @@ func bridgeDefaults() config {
 // to usernet. The network is the switch of the list's name; it has the gateway
 // addresses itself, whether or not the bridge was to have them.
 type bridgeConf struct {
-	IsGateway        bool // known; the switch is the gateway in any case
+	IsGateway        bool // the host reaches the containers, as the gateway; the switch is it in any case
 	IsDefaultGateway bool // a default route through it, besides the routes of ipam
 	IPMasq           bool // a way out; without it the network is internal
 
@@ -33,6 +35,8 @@ type bridgeConf struct {
 	VLANTrunk   []json.RawMessage // tagged frames to the container, which the switch does not carry
 	PromiscMode bool
 	Disabled    bool // disableContainerInterface
+
+	hostAccess bool // the key "hostAccess" says itself what is wanted
 }
 
 // bridgeSchema is type usernet's, whose keys a list may use to say more, with
@@ -41,6 +45,8 @@ type bridgeConf struct {
 func bridgeSchema() *schema {
 	all := maps.Clone(fields)
 	maps.Copy(all, map[string]field{
+		"bridge":                    decodeBridgeName,
+		"hostAccess":                decodeBridgeHostAccess,
 		"isGateway":                 ofBridge(func(b *bridgeConf) any { return &b.IsGateway }),
 		"isDefaultGateway":          ofBridge(func(b *bridgeConf) any { return &b.IsDefaultGateway }),
 		"ipMasq":                    ofBridge(func(b *bridgeConf) any { return &b.IPMasq }),
@@ -57,6 +63,25 @@ func bridgeSchema() *schema {
 // ofBridge decodes one key of the reference plugin.
 func ofBridge(of func(*bridgeConf) any) field {
 	return func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, of(c.Bridge)) }
+}
+
+// decodeBridgeName gives the host's side of the network the name that the bridge
+// would have had: firewall rules and people look for it.
+func decodeBridgeName(c *config, raw json.RawMessage) error {
+	var name string
+	if err := json.Unmarshal(raw, &name); err != nil || name == "" {
+		return err
+	}
+	if why := ifNameFault(name); why != "" {
+		return badValue("bridge", name, why)
+	}
+	c.HostAccess.IfName = name
+	return nil
+}
+
+func decodeBridgeHostAccess(c *config, raw json.RawMessage) error {
+	c.Bridge.hostAccess = true
+	return decodeHostAccess(c, raw)
 }
 
 // decodeBridgeIPAM has the daemon lease what host-local would: its schema is
@@ -95,6 +120,9 @@ func (b *bridgeConf) settle(c *config) []*types.Error {
 		return nil
 	}
 	c.Internal = c.Internal || !b.IPMasq
+	if !b.hostAccess && !b.IsGateway && !b.IsDefaultGateway {
+		c.HostAccess.Enabled = false // such a bridge has no address
+	}
 	var faults []*types.Error
 	refuse := func(key string, value any, remedy string) {
 		faults = append(faults, unsupported(key, value, remedy))

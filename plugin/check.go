@@ -160,5 +160,8 @@ func (i *invocation) checkLink(ctx context.Context, inode uint64, want netns.Int
 	case l.Netns != 0 && l.Netns != inode:
 		return fail(ErrAttachment, "the daemon's link %s is of the namespace net:[%d]; CNI_NETNS=%q is net:[%d]", key, l.Netns, i.params.Netns, inode)
 	}
+	if err := i.checkHost(ctx, &l); err != nil {
+		return err
+	}
 	return i.checkPublished(&l, have)
 }

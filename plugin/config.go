@@ -48,6 +48,8 @@ type config struct {
 	Routes []*types.Route
 	// Sysctls of the container's namespace, by key as the configuration has it.
 	Sysctls map[string]string
+	// HostAccess lets the host reach the containers. Off by default.
+	HostAccess hostAccess
 	// IPAM says where addresses come from.
 	IPAM ipamConfig
 	// DNS is what the result tells the runtime; what is empty the daemon fills
@@ -106,6 +108,7 @@ var fields = map[string]field{
 	"publish":                   decodePublish,
 	"routes":                    decodeRoutes,
 	"sysctl":                    func(c *config, raw json.RawMessage) error { return json.Unmarshal(raw, &c.Sysctls) },
+	"hostAccess":                decodeHostAccess,
 	"ipam":                      decodeIPAM,
 	"dns":                       decodeDNS,
 	"runtimeConfig":             decodeRuntime,

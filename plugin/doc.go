@@ -36,7 +36,8 @@
 //     what was wanted. Default routes of several networks get metrics by
 //     the number in the interface's name, so that eth0's is the one in use. Then the
 //     sysctls of the configuration are set.
-//  6. Commit, then the result is printed in the configuration's version.
+//  6. With "hostAccess", the host's side of the network, unless it is there.
+//  7. Commit, then the result is printed in the configuration's version.
 //
 // Every step puts its inverse on an undo list, which runs in reverse when a
 // later step fails; the last step is the printing, because a runtime that did
@@ -132,6 +133,31 @@
 // a route already get a worse one, so that two networks of a container may both
 // bring a default route. The result of version 1.1.0 tells all of it, and CHECK
 // compares what the result tells, the sysctls and the MTU with the kernel.
+//
+// # Host access
+//
+// With "hostAccess": {"enabled": true} the plugin's own namespace, the node's as
+// a rule, reaches the containers at their addresses: kubelet's probes, a
+// runtime's own port forwarding and users of the bridge plugin take that for
+// granted. The host's side of a network is a TUN in that namespace, called
+// "ifname" or "un-" and the network's name, with the gateway's addresses, which
+// bring a route for each of the network's prefixes. The first ADD makes it; later
+// ones find it, by its alias and in the daemon's word, and mend it when it is
+// down, lacks an address or was left half-made by a plugin that was killed. The
+// daemon closes it with the last link that asked for it, by DEL, GC or
+// otherwise; when the daemon dies it dies, too, and the next ADD makes another.
+// Nothing has to be deleted by a plugin, and so nothing is left when none runs.
+//
+// There is one for each network and namespace that plugins run in; rootless
+// runtimes have namespaces of their own. A route or an address that the host has
+// already, be it another network's, is an error that names it, as is an interface
+// of the same name. Containers gain no way to the host (package netstack). Only
+// packets of the host's own addresses enter; with "forward": true also what the
+// host forwards for others, which CRI-O's hostPort rules need and which opens
+// every port of the containers to whoever the host forwards for.
+//
+// In the result the host's interface comes first, without sandbox, as the
+// reference plugins have it: firewall takes the first for the network's bridge.
 //
 // # Bandwidth
 //

@@ -119,7 +119,7 @@ func TestNetnsChain(t *testing.T) {
 	if a.MTU != 1400 || a.HardwareAddr.String() != "02:00:00:00:00:42" || a.TxQLen != 77 || a.Promisc != 1 || a.Allmulti != 1 {
 		t.Errorf("the interface has %+v", a)
 	}
-	if f := r.Interfaces[0]; f.Mac != "02:00:00:00:00:42" || f.Mtu != 1400 {
+	if f := inside(r); f.Mac != "02:00:00:00:00:42" || f.Mtu != 1400 {
 		t.Errorf("the result has %+v", f)
 	}
 	b.reach(t)

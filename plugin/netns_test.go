@@ -49,7 +49,9 @@ func TestNetnsAddUndoesEachStep(t *testing.T) {
 	resetSysctl := func() {
 		nstest.In(t, b.ctr, func() error { return netns.SetSysctl("ipv4/tcp_fin_timeout", "60") })
 	}
-	for name, config := range map[string]string{"native": native, "delegated": delegated, "tap": tap, "redirect": behind} {
+	host := b.config(map[string]any{"name": "near", "hostAccess": map[string]any{"enabled": true}, "ipam": map[string]any{
+		"ranges": []any{[]any{map[string]any{"subnet": "10.85.0.0/24"}}, []any{map[string]any{"subnet": "fd85::/64"}}}}})
+	for name, config := range map[string]string{"native": native, "delegated": delegated, "tap": tap, "redirect": behind, "host": host} {
 		t.Run(name, func(t *testing.T) {
 			resetSysctl()
 			before := b.world(dir)
@@ -120,7 +122,7 @@ func TestNetnsAddInterrupted(t *testing.T) {
 		return nil
 	}}
 	err := b.host.Do(func() error { return inv.run(ctx) })
-	wantError(t, err, 11, "interrupted", "commit")
+	wantError(t, err, 11, "interrupted", "host")
 	if diff := cmp.Diff(before, b.world("")); diff != "" || stdout.Len() > 0 || stderr.Len() > 0 {
 		t.Errorf("stdout %q, stderr %q, world %s", stdout.String(), stderr.String(), diff)
 	}

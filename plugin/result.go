@@ -20,6 +20,8 @@ import (
 
 // outcome is what an ADD made, in the terms of the result.
 type outcome struct {
+	host     string // interface of the host's side; empty: none
+	hostMTU  int
 	ifName   string
 	sandbox  string // CNI_NETNS as it came
 	mac      string
@@ -36,6 +38,11 @@ func (o *outcome) result(prev *types100.Result) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if prev != nil {
 		r.Interfaces, r.IPs, r.Routes, r.DNS = prev.Interfaces, prev.IPs, prev.Routes, prev.DNS
+	}
+	if o.host != "" {
+		// Before the container's, as every reference plugin has it: firewall
+		// takes the first interface for the network's on the host.
+		r.Interfaces = append(r.Interfaces, &types100.Interface{Name: o.host, Mtu: o.hostMTU})
 	}
 	index := len(r.Interfaces)
 	r.Interfaces = append(r.Interfaces, &types100.Interface{
