@@ -30,6 +30,8 @@
 //     and the second completes them, so a frame costs two system calls for up
 //     to 64 KiB. gVisor has no part in it, and TCP between containers
 //     outlives this process.
+//     A published port at one of the host's addresses leads to its link the
+//     same way, with both ends of the packet rewritten (hairpin.go).
 //  4. Else policy decides on the final target, once per flow for TCP. A
 //     refusal is answered so that clients fail at once.
 //  5. TCP goes to the gVisor stack, where it is terminated; UDP and ICMP echo

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gaissmai/bart"
 
+	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/internal/policy"
 )
 
@@ -46,8 +47,64 @@ type Policy struct {
 type Fabric struct {
 	routes atomic.Pointer[bart.Table[*Switch]] // by prefix; replaced whole under mu
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.RWMutex // guards what follows
 	switches []*Switch
+	pubs     map[pubKey][]*Publication
+}
+
+// pubKey is what a client asks for to come to a publication.
+type pubKey struct {
+	proto uint8
+	host  netip.AddrPort // address zero of a family: all of the host's
+}
+
+func (p *Publication) key() pubKey {
+	proto := packet.ProtoTCP
+	if p.proto == "udp" {
+		proto = packet.ProtoUDP
+	}
+	return pubKey{proto, p.host}
+}
+
+// publish makes a publication known to all switches.
+func (f *Fabric) publish(p *Publication) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pubs == nil {
+		f.pubs = map[pubKey][]*Publication{}
+	}
+	f.pubs[p.key()] = append(f.pubs[p.key()], p)
+}
+
+// unpublish is publish's inverse.
+func (f *Fabric) unpublish(p *Publication) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := p.key()
+	if f.pubs[k] == nil {
+		return
+	}
+	f.pubs[k] = slices.DeleteFunc(f.pubs[k], func(o *Publication) bool { return o == p })
+	if len(f.pubs[k]) == 0 {
+		delete(f.pubs, k)
+	}
+}
+
+// publication finds what a client gets who asks for a port of the host's. Of
+// several in namespaces of their own it is the first.
+func (f *Fabric) publication(proto uint8, host netip.AddrPort) *Publication {
+	all := netip.IPv6Unspecified()
+	if host.Addr().Is4() {
+		all = netip.IPv4Unspecified()
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, k := range []pubKey{{proto, host}, {proto, netip.AddrPortFrom(all, host.Port())}} {
+		if ps := f.pubs[k]; len(ps) > 0 {
+			return ps[0]
+		}
+	}
+	return nil
 }
 
 // join adds a switch, unless its prefixes are another one's already.
@@ -154,8 +211,13 @@ func (s *Switch) SetPolicy(p Policy) error {
 		return &OpError{Op: "set policy", Object: s.cfg.Name, Err: err}
 	}
 	s.dropPeers(func(f *flow) string {
-		if f.spec.direction != FlowPeer {
-			return "" // a host's
+		switch pin := f.spec.pin; {
+		case f.spec.direction != FlowPeer: // a host's
+			return ""
+		case pin != nil && pin.from.s.Policy().NoHairpin:
+			return "policy: " + policy.ReasonHairpin.String()
+		case pin != nil:
+			return ""
 		}
 		if v := f.spec.link.decidePeer(f.spec.peer); v.Action != policy.Forward {
 			return "policy: " + v.Reason.String()

@@ -77,6 +77,7 @@ type flowSpec struct {
 	source      netip.AddrPort
 	destination netip.AddrPort
 	target      netip.AddrPort // invalid: destination
+	pin         *hairpin       // what translates the flow; nil: nothing
 }
 
 // flow is a live flow. Its counters are atomic, so that both directions count

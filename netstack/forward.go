@@ -36,6 +36,9 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 			return
 		}
 	}
+	if s.pins.count.Load() != 0 && s.hairpin(l, f) {
+		return
+	}
 	if s.flows.hostFlows.Load() != 0 && s.toHost(l, f) {
 		return
 	}
@@ -51,6 +54,10 @@ func (s *Switch) fromContainer(l *Link, f *frame) {
 	v := s.decide(l, &f.pkt)
 	if v.Action != policy.Forward {
 		s.refuse(l, nil, f, v)
+		return
+	}
+	if v.Target == policy.TargetPublication {
+		s.openHairpin(l, f)
 		return
 	}
 	s.toNAT(l, f, v)
@@ -105,6 +112,7 @@ func (s *Switch) decide(l *Link, p *packet.Header) policy.Verdict {
 	return s.rules.Load().Decide(policy.Flow{
 		Origin: policy.FromContainer, Link: l.name, Proto: p.Proto,
 		Src: p.SrcAddrPort(), Dst: p.DstAddrPort(), Joined: s.joined(p.Dst) != nil,
+		Published: s.published(p) != nil,
 	}, s.hostAddrs.Load(), s.isLink)
 }
 

@@ -114,6 +114,9 @@ func opensFlow(p *packet.Header) bool {
 // taken reports whether the switch itself speaks to a container from a host
 // packet's source, or would: an answer could be either's.
 func (s *Switch) taken(to *Link, k peerKey) bool {
+	if s.pins.find(peerKey{k.proto, k.dst, k.src}) != nil {
+		return true
+	}
 	switch k.proto {
 	case packet.ProtoTCP:
 		return s.tcp.holds(tuple{container: k.dst, far: k.src})
@@ -251,6 +254,9 @@ func (t *flowTable) endPeer(k peerKey, f *flow, cause string) {
 // peerOver ends a flow between links that has left the table.
 func (f *flow) peerOver(cause string) {
 	f.spec.link.peerFlows.Add(-1)
+	if f.spec.pin != nil {
+		f.spec.pin.remove()
+	}
 	if f.spec.direction == FlowHost {
 		f.table.hostFlows.Add(-1)
 	}

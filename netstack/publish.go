@@ -128,6 +128,7 @@ func (ps *publications) add(p *Publication) error {
 	ps.lastID++
 	p.id, p.owner = ps.lastID, ps
 	ps.all[p] = struct{}{}
+	p.link.s.cfg.Fabric.publish(p)
 	return nil
 }
 
@@ -135,6 +136,7 @@ func (ps *publications) remove(p *Publication) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	delete(ps.all, p)
+	p.link.s.cfg.Fabric.unpublish(p)
 }
 
 // closeIf closes the publications that match.

@@ -25,6 +25,7 @@ type Switch struct {
 	log                *slog.Logger
 	gateway4, gateway6 netip.Addr
 	flows              *flowTable
+	pins               pinTable
 	tcp                *tcpNAT
 	udp                *udpNAT
 	icmp               *icmpNAT

@@ -65,7 +65,7 @@ func (s *Switch) stillAllowed(l *Link, p *natPeer, f *frame) bool {
 	}
 	v := s.decide(l, &f.pkt)
 	same := v.Addr == p.host || p.sock.ping && v.Addr.Addr() == p.host.Addr()
-	if v.Action != policy.Forward || !same {
+	if v.Action != policy.Forward || v.Target == policy.TargetPublication || !same {
 		if p.sock.table.remove(p) {
 			p.end("policy: " + v.Reason.String())
 		}

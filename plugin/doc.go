@@ -178,6 +178,10 @@
 // bridge ports do: they reach the gateway, the outside, published ports, and
 // other open networks. An internal network is joined with no other.
 //
+// "hairpin", true unless said otherwise, lets the network's containers reach
+// published ports, their own among them, at the host's addresses. The
+// publication's container sees the gateway as the client.
+//
 // All are properties of the network. The last ADD's word counts, also for the
 // containers that are there; a network that was made through the API or by the
 // daemon's configuration refuses an ADD that wants it otherwise.

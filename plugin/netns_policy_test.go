@@ -1,10 +1,16 @@
 package plugin
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -182,4 +188,99 @@ func TestNetnsFirewall(t *testing.T) {
 		t.Errorf("a network that nobody opened is %s, %v", n.IngressPolicy, err)
 	}
 	wantError(t, firewall(cmdAdd, "open"), types.ErrInvalidNetworkConfig, "ingressPolicy", "open", "same-bridge")
+}
+
+// TestNetnsHairpin: kernels of containers reach published ports at the host's
+// addresses by TCP and UDP, their own among them, and nothing else of the host.
+func TestNetnsHairpin(t *testing.T) {
+	b := newBed(t)
+	outside := nstest.NewNS(t)
+	nstest.Veth(t, b.host, outside, "192.0.2.1/24", "192.0.2.2/24", "2001:db8::1/64", "2001:db8::2/64")
+	b.startDaemon()
+	ports := map[string]any{"portMappings": []any{
+		map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+		map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "udp"},
+	}}
+	server := b.addBox("server", b.config(map[string]any{"runtimeConfig": ports}))
+	client := b.addBox("client", b.config(nil))
+	other := b.addBox("other", b.config(map[string]any{"name": "other", "ipam": map[string]any{"type": "usernet", "ranges": []any{
+		[]any{map[string]any{"subnet": "10.87.0.0/24"}}, []any{map[string]any{"subnet": "fd87::/64"}}}}}))
+	go echoTCP(nstest.Listen(t, server.ns, "tcp", "[::]:80"))
+	go echoUDP(nstest.ListenPacket(t, server.ns, "udp", "[::]:80"))
+	nstest.Listen(t, b.host, "tcp", "[::]:9090") // a service of the host's
+	for _, host := range []string{"192.0.2.1", "[2001:db8::1]"} {
+		for _, from := range []box{client, server, other} {
+			for _, network := range []string{"tcp", "udp"} {
+				if err := echoes(t, from.ns, network, host+":8080", 200_000); err != nil {
+					t.Errorf("%s to %s: %v", network, host, err)
+				}
+			}
+			if err := echoes(t, from.ns, "tcp", host+":9090", 1); err == nil {
+				t.Errorf("the host's own service at %s is reached", host)
+			}
+		}
+	}
+	if _, err := b.client.AmendNetwork(t.Context(), "web", control.AmendNetworkRequest{PolicyWishes: control.PolicyWishes{Hairpin: new(false)}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"192.0.2.1", "[2001:db8::1]"} {
+		if err := echoes(t, client.ns, "tcp", host+":8080", 1); err == nil {
+			t.Errorf("hairpin false: %s is reached", host)
+		}
+	}
+	wantRefusedFlow(t, b, "hairpin")
+}
+
+// echoTCP and echoUDP send back what they get, until their sockets close.
+func echoTCP(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c) // the client judges what comes back
+		}()
+	}
+}
+
+func echoUDP(c net.PacketConn) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteTo(buf[:n], from) // likewise
+	}
+}
+
+// echoes sends size bytes, by UDP at most 1,000, and reads them back.
+func echoes(t *testing.T, ns *netns.Handle, network, address string, size int) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	c, err := nstest.DialContext(ctx, ns, network, address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if network == "udp" {
+		size = min(size, 1000)
+	}
+	sent := bytes.Repeat([]byte("usernet "), size/8+1)[:size]
+	written := make(chan error, 1)
+	go func() { _, err := c.Write(sent); written <- err }()
+	got := make([]byte, size)
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, sent) {
+		return errors.New("other bytes came back")
+	}
+	return <-written
 }
