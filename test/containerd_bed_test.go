@@ -188,4 +188,14 @@ func (c *containerd) conflists(dir string, lists ...conflist) {
 func (c *containerd) usePods() {
 	c.t.Helper()
 	c.conflists("/etc/cni/net.d", conflist{"10-pods", []keys{c.plugin(nil)}})
+	c.waitNetwork("10.88.0.0/24")
+}
+
+// waitNetwork waits until containerd gives the network to new pods.
+func (c *containerd) waitNetwork(name string) {
+	c.t.Helper()
+	nstest.WaitFor(c.t, 20*time.Second, func() bool {
+		out, err := c.tryCRI("Status", keys{"verbose": true})
+		return err == nil && strings.Contains(string(out), name)
+	})
 }

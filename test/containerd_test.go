@@ -29,6 +29,7 @@ func TestContainerd(t *testing.T) {
 		{"two networks", testTwoNetworks},
 		{"drop-in", testDropIn},
 		{"services", testServices},
+		{"host access", testHostAccess},
 		{"conditions", testConditions},
 	} {
 		t.Run(test.name, func(t *testing.T) {

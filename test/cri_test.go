@@ -342,10 +342,7 @@ func testDropIn(c *containerd) {
 		{"type": "bandwidth", "capabilities": keys{"bandwidth": true}},
 	}})
 	defer c.usePods()
-	nstest.WaitFor(c.t, 20*time.Second, func() bool {
-		out, err := c.tryCRI("Status", keys{"verbose": true})
-		return err == nil && strings.Contains(string(out), "containerd-net")
-	})
+	c.waitNetwork("containerd-net")
 	alice := c.run("alice", keys{
 		"portMappings": []keys{{"containerPort": 80, "hostPort": 8085}},
 		"annotations":  keys{"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "40M"},
@@ -359,6 +356,7 @@ func testDropIn(c *containerd) {
 		}
 	}
 	wantReply(c, nstest.Exec(c.t, c.outside, "curl", "-sS", "-m10", "http://203.0.113.1:8085/cgi-bin/who"), "alice", "203.0.113.2")
+	c.probe(alice, "10.88.0.1", "2001:4860:4860::1") // isGateway: the node is on the bridge
 	links, err := c.client.Links(c.t.Context(), "")
 	if err != nil || len(links) != 2 {
 		c.t.Fatalf("links %+v, %v", links, err)

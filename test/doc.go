@@ -12,9 +12,11 @@
 // "outside" namespace joined to it by a cable, and containers, which are empty
 // namespaces. Runtimes get them by path.
 //
-// The bed of podman is a machine in the host namespace: mounts and processes of
-// its own, with /etc/containers, /run, images and libcni's state empty at first,
-// so that podman, plugins and an autostarted daemon find everything where users
-// have it. The machine's first process ends with the test, and all others with
-// it.
+// podman and containerd have a machine in the host namespace: mounts and
+// processes of its own, with /run, images, configuration and libcni's state
+// empty at first, so that runtime, plugins and an autostarted daemon find
+// everything where users have it. The machine's first process ends with the
+// test, and all others with it. containerd is started once for all its tests
+// and driven as kubelet does it, by the CRI API; CRI-O by its library, ocicni.
+// Their clients are in test/clients, which "make tools" builds.
 package test

@@ -33,8 +33,7 @@ func testServices(c *containerd) {
 	need(c.t, "nft")
 	nstest.Exec(c.t, c.host, "sh", "-c", "nft -f - <<'END'\n"+services+"END")
 	c.t.Cleanup(func() { nstest.Exec(c.t, c.host, "nft", "delete", "table", "inet", "kube") })
-	nstest.Route(c.t, c.host, "10.96.0.0/16", "203.0.113.2") // any that is not refused
-	nstest.Route(c.t, c.host, "fd96::/64", "2001:db8::2")
+	c.serviceRoutes()
 	serveHTTP(c.t, c.host, ":6443")
 	echo(c.t, c.outside, "dns", "203.0.113.2:5353")
 	pod := c.run("client", nil)
@@ -52,4 +51,12 @@ func testServices(c *containerd) {
 			c.t.Errorf("the node answers the pod at %s: %q", node, out)
 		}
 	}
+}
+
+// serviceRoutes gives the addresses of Services a route, as the node's default
+// route does: a socket needs one before any rule sees its packets.
+func (c *containerd) serviceRoutes() {
+	c.t.Helper()
+	nstest.Exec(c.t, c.host, "ip", "route", "replace", "10.96.0.0/16", "via", "203.0.113.2")
+	nstest.Exec(c.t, c.host, "ip", "-6", "route", "replace", "fd96::/64", "via", "2001:db8::2")
 }
