@@ -193,6 +193,9 @@ func TestNetnsRedirectAsNftShowsIt(t *testing.T) {
 // after it, clients of UDP that never fall silent included.
 func TestNetnsRedirectPastHolder(t *testing.T) {
 	host := nstest.NewNS(t)
+	// A firewall, without which the kernel tracks no connections but for us.
+	nstest.Exec(t, host, "nft", "add table inet firewall; add chain inet firewall out { type filter hook output priority 0; }; "+
+		"add rule inet firewall out ct state invalid drop")
 	for _, loopback := range []string{"127.0.0.1", "::1"} {
 		for _, proto := range []string{"tcp", "udp"} {
 			port := serve(t, host, "holder", proto, loopback)
