@@ -288,6 +288,10 @@ func (b *bed) linkState(t *testing.T) []string {
 func TestNetnsChainRefusesForeign(t *testing.T) {
 	b := newBed(t)
 	b.startDaemon()
+	// Of the network there is, with links of others.
+	if _, err := b.client.CreateNetwork(t.Context(), control.CreateNetworkRequest{Name: "web"}); err != nil {
+		t.Fatal(err)
+	}
 	nstest.In(t, b.ctr, func() error {
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}})
 	})
