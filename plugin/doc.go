@@ -176,7 +176,8 @@
 // reference looks at the origin's policy alone, both networks have to be open
 // here. "portIsolation" keeps the containers of a network apart as isolated
 // bridge ports do: they reach the gateway, the outside, published ports, and
-// other open networks. An internal network is joined with no other.
+// other open networks. An internal network is joined with no other; ports that
+// are published from it work, for who publishes a port opens it.
 //
 // "hairpin", true unless said otherwise, lets the network's containers reach
 // published ports, their own among them, at the host's addresses. The
