@@ -120,7 +120,7 @@ func (b *bridgeConf) settle(c *config) []*types.Error {
 		return nil
 	}
 	c.Internal = c.Internal || !b.IPMasq
-	if !b.hostAccess && !b.IsGateway && !b.IsDefaultGateway {
+	if !b.hostAccess && !b.IsGateway && !b.IsDefaultGateway || c.IPAM.Type == noIPAM {
 		c.HostAccess.Enabled = false // such a bridge has no address
 	}
 	var faults []*types.Error

@@ -119,7 +119,8 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 		{"Limits", bandwidth(l.Bandwidth)},
 		{"Names", strings.Join(l.Names, ", ")},
 		{"Ports", strings.ReplaceAll(ports(l.Publications), ",", "\n")},
-		{"Namespace", "net:[" + strconv.FormatUint(l.Netns, 10) + "]"},
+		{"Namespace", namespace(l.Netns)},
+		{"Reached from", namespace(l.HostNetns)},
 	}
 	for _, n := range stats.Networks {
 		for _, s := range n.Links {
@@ -131,6 +132,14 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 		}
 	}
 	a.printFields(fields)
+}
+
+// namespace writes an inode as /proc/PID/ns/net does; empty for none.
+func namespace(inode uint64) string {
+	if inode == 0 {
+		return ""
+	}
+	return "net:[" + strconv.FormatUint(inode, 10) + "]"
 }
 
 // bandwidth tells a link's limits, empty for none.

@@ -204,9 +204,23 @@ func (a *app) printNetwork(n control.Network) error {
 		{"Hairpin", strconv.FormatBool(n.Hairpin)},
 		{"Host services", strings.Join(services, ", ")},
 		{"Allowed", list(n.Allow)},
+		{"Host access", hostLinks(n.Hosts)},
 		{"Links", strings.Join(n.Links, "\n")},
 	})
 	return nil
+}
+
+// hostLinks says by which interfaces the host reaches the network.
+func hostLinks(hosts []control.HostLink) string {
+	var lines []string
+	for _, h := range hosts {
+		line := fmt.Sprintf("%s in net:[%d]", h.IfName, h.Netns)
+		if h.Forward {
+			line += ", for others as well"
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // printFields prints names and values below each other; empty values are left
