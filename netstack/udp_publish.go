@@ -97,7 +97,7 @@ func (h *udpPublication) deliver(s *natSocket, in *natInput) {
 func (h *udpPublication) open(in *natInput) *natPeer {
 	l, s := h.sock.link, h.u.s
 	source, target := s.sourceFor(l, in.from, h.pub.port)
-	if v := s.decideIngress(l, packet.ProtoUDP, in.from, target); v.Action != policy.Forward {
+	if v := s.decideIngress(l, packet.ProtoUDP, source, target); v.Action != policy.Forward {
 		l.drop(dropForPolicy(v.Reason))
 		return nil
 	}

@@ -31,6 +31,31 @@ func dialUDP(t *testing.T, to netip.AddrPort) *net.UDPConn {
 	return c
 }
 
+// A client of a family that the link lacks stands at the gateway of the other.
+func TestPublishUDPAcrossFamilies(t *testing.T) {
+	for host, gateway := range map[string]string{"127.0.0.1:0": "fd00:88::1/64", "[::1]:0": "10.88.0.1/24"} {
+		t.Run(host, func(t *testing.T) {
+			h := newHarness(t, func(c *Config) { c.Gateways = []netip.Prefix{netip.MustParsePrefix(gateway)} })
+			a := h.attach("a", 2, nil)
+			c := dialUDP(t, h.publishUDP("a", host).Host())
+			if _, err := c.Write([]byte("one")); err != nil {
+				t.Fatal(err)
+			}
+			_, pkt := a.receive()
+			in := parse(t, pkt)
+			if in.Src != h.s.gatewayAddrs()[0] || in.DstPort != 7 {
+				t.Fatalf("the container sees %v to %v", in.SrcAddrPort(), in.DstAddrPort())
+			}
+			a.send(udpPacket(in.DstAddrPort(), in.SrcAddrPort(), 64, []byte("re: one")))
+			buf := make([]byte, 100)
+			if n, err := c.Read(buf); err != nil || string(buf[:n]) != "re: one" {
+				t.Errorf("client got %q, %v", buf[:n], err)
+			}
+			a.wantDrops(map[string]uint64{})
+		})
+	}
+}
+
 // Clients on loopback stand at ports of the gateway, each at its own, and get
 // their own answers.
 func TestPublishUDP(t *testing.T) {

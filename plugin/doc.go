@@ -97,7 +97,8 @@
 //
 // A port mapping without hostIP is published at defaultHostIP, and without that
 // at every address of the host, as the reference plugin portmap does and as
-// runtimes promise their users; of each family that the container has. A port
+// runtimes promise their users; of each family that the container has. One that
+// is named may be of the other: the container sees the gateway then. A port
 // in use is code 100, which names the holder. The mode says how:
 //
 //   - listen: the plugin opens a socket on the host port, with its caller's

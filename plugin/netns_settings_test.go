@@ -263,26 +263,35 @@ func TestNetnsSettingsRefused(t *testing.T) {
 	}
 }
 
-// TestNetnsHostIPFamily: a container without IPv6 cannot be reached by it.
+// TestNetnsHostIPFamily: a container without IPv6 is reached by a port of the
+// host's IPv6, as a mapping or the default names it, and sees the gateway.
 func TestNetnsHostIPFamily(t *testing.T) {
 	b := newBed(t)
 	b.startDaemon()
 	v4only := map[string]any{"type": "usernet", "ranges": []any{[]any{map[string]any{"subnet": "10.88.0.0/24"}}}}
+	serveAll(t, b.ctr, 80)
 	for _, mode := range []string{"listen", "redirect"} {
-		publish := map[string]any{"mode": mode}
-		ports := map[string]any{"portMappings": []any{mapping(8080, "tcp", "::1")}}
-		_, err := b.run(cmdAdd, b.config(map[string]any{"publish": publish, "ipam": v4only, "runtimeConfig": ports}), nil)
-		wantError(t, err, types.ErrInvalidNetworkConfig, "::1", "it has IPv4")
-		publish["defaultHostIP"], ports["portMappings"] = "::1", []any{mapping(8080, "tcp", "")}
-		_, err = b.run(cmdAdd, b.config(map[string]any{"publish": publish, "ipam": v4only, "runtimeConfig": ports}), nil)
-		wantError(t, err, types.ErrInvalidNetworkConfig, "publish.defaultHostIP", "::1", "it has IPv4")
+		for _, test := range []struct{ named, byDefault string }{{"::1", "127.0.0.1"}, {"", "::1"}} {
+			config := b.config(map[string]any{"publish": map[string]any{"mode": mode, "defaultHostIP": test.byDefault}, "ipam": v4only,
+				"runtimeConfig": map[string]any{"portMappings": []any{mapping(8080, "tcp", test.named), mapping(8080, "udp", test.named)}}})
+			if _, err := b.run(cmdAdd, config, nil); err != nil {
+				t.Fatal(err)
+			}
+			for _, proto := range []string{"tcp", "udp"} {
+				if got := ask(t, b.host, proto, "[::1]:8080"); got != "container 10.88.0.1" {
+					t.Errorf("%s, hostIP %q, default %q: %s: %q", mode, test.named, test.byDefault, proto, got)
+				}
+			}
+			if _, err := b.run(cmdDel, config, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	config := b.config(map[string]any{"publish": map[string]any{"defaultHostIP": "127.0.0.1"}, "runtimeConfig": map[string]any{
 		"portMappings": []any{mapping(8080, "tcp", "")}}})
 	if _, err := b.run(cmdAdd, config, nil); err != nil {
 		t.Fatal(err)
 	}
-	serveAll(t, b.ctr, 80)
 	if got := ask(t, b.host, "tcp", "127.0.0.1:8080"); got != "container 10.88.0.1" {
 		t.Errorf("at defaultHostIP: %q", got)
 	}

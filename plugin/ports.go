@@ -29,43 +29,20 @@ func (f *families) add(a netip.Addr) {
 	f.v6 = f.v6 || a.Is6()
 }
 
-func (f families) has(a netip.Addr) bool { return a.Is4() && f.v4 || a.Is6() && f.v6 }
-
-// String names the families for an error.
-func (f families) String() string {
-	switch {
-	case f.v4 && f.v6:
-		return "IPv4 and IPv6"
-	case f.v4:
-		return "IPv4"
-	case f.v6:
-		return "IPv6"
-	}
-	return "no family"
-}
-
 // hostIPs returns the host addresses that a mapping is published at: the one
 // that it names; else the configuration's default; else every address of each
-// family that the container has. A mapping whose address is of a family that
-// the container lacks cannot work, and is an error rather than a port that
-// nobody answers.
+// family that the container has. An address of the other family may be named:
+// the switch relays from one to the other, and podman's default network has
+// IPv4 alone, where localhost has both.
 func (p *publishConf) hostIPs(m *portMapping, have families) ([]netip.Addr, error) {
 	if m.HostIP != "" {
 		a, err := netip.ParseAddr(m.HostIP)
 		if err != nil {
 			return nil, badValue(mappingsKey, m, "hostIP must be an IPv4 or IPv6 address")
 		}
-		if a = a.Unmap(); !have.has(a) {
-			return nil, badValue(mappingsKey, m, fmt.Sprintf(
-				"hostIP is of a family that the container does not have; it has %v", have))
-		}
-		return []netip.Addr{a}, nil
+		return []netip.Addr{a.Unmap()}, nil
 	}
 	if p.DefaultHostIP.IsValid() {
-		if !have.has(p.DefaultHostIP) {
-			return nil, badValue("publish.defaultHostIP", p.DefaultHostIP, fmt.Sprintf(
-				"it is of a family that the container does not have; it has %v", have))
-		}
 		return []netip.Addr{p.DefaultHostIP}, nil
 	}
 	var all []netip.Addr

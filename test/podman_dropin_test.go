@@ -81,10 +81,13 @@ func (p *podmanBed) testManyAtOnce(n podmanNet) {
 	each(func(name string) []string { return []string{"podman", "rm", "--force", "--time", "0", name} })
 }
 
-// testDefaultNetwork is podman run without any network named.
+// testDefaultNetwork is podman run without any network named: that network has
+// IPv4 alone, and yet a port of the host's IPv6 loopback leads there.
 func (p *podmanBed) testDefaultNetwork(podmanNet) {
 	echo(p.t, p.outside, "outside", ":7100")
-	ns := p.start("plain", []string{"80"}, "-p", "8080:80")
+	ns := p.start("plain", []string{"80"}, "-p", "8080:80", "-p", "[::1]:8082:80", "-p", "[::1]:8082:80/udp")
+	p.answers(p.host, "tcp", "[::1]:8082", "plain", "10.88.0.1")
+	p.answers(p.host, "udp", "[::1]:8082", "plain", "10.88.0.1")
 	p.answers(p.outside, "tcp", "203.0.113.1:8080", "plain", "203.0.113.2")
 	p.answers(ns, "tcp", "203.0.113.2:7100", "outside", "203.0.113.1")
 	p.remove("plain")
