@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"regexp"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -141,16 +142,25 @@ func TestNetnsIperf(t *testing.T) {
 		w.startIperf(t, server)
 		for _, args := range [][]string{{}, {"-R"}, {"-P", "4"}, {"--bidir"}} {
 			argv := append([]string{"iperf3", "-J", "-c", server, "-t", "1"}, args...)
-			out, err := nstest.TryExec(t, w.container, argv...)
 			var res struct {
 				Error string
 				End   struct {
 					Received struct{ Bytes int64 } `json:"sum_received"`
 				}
 			}
-			if jerr := json.Unmarshal([]byte(out), &res); err != nil || jerr != nil || res.Error != "" {
-				t.Fatalf("iperf3 %v: %v, %v, %s", args, err, jerr, res.Error)
-			}
+			// The server may still be at the end of the test before, after which
+			// it listens anew.
+			between := regexp.MustCompile("busy running a test|Connection refused")
+			nstest.WaitFor(t, 20*time.Second, func() bool {
+				res.Error = ""
+				out, err := nstest.TryExec(t, w.container, argv...)
+				if jerr := json.Unmarshal([]byte(out), &res); jerr == nil && between.MatchString(res.Error) {
+					return false
+				} else if err != nil || jerr != nil || res.Error != "" {
+					t.Fatalf("iperf3 %v: %v, %v, %s", args, err, jerr, res.Error)
+				}
+				return true
+			})
 			if res.End.Received.Bytes < 10<<20 {
 				t.Errorf("iperf3 %v moved %d bytes in a second", args, res.End.Received.Bytes)
 			}
