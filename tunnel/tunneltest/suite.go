@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -55,11 +56,22 @@ func receive(t *testing.T, d tunnel.Device) []byte {
 	t.Helper()
 	timer := time.AfterFunc(frameTimeout, func() { d.Close() })
 	defer timer.Stop()
-	f, err := ReadFrame(d)
-	if err != nil {
-		t.Fatalf("ReadFrame: %v", err)
+	for {
+		f, err := ReadFrame(d)
+		if err != nil {
+			t.Fatalf("ReadFrame: %v", err)
+		}
+		if !isMLDReport(f[tunnel.HeaderLen:]) {
+			return f
+		}
 	}
-	return f
+}
+
+// isMLDReport reports whether a packet is what the kernel says of its own
+// accord, when it likes, on an interface that comes up (RFC 3810 §5.2): of the
+// unspecified address, with a hop-by-hop header, to ff02::16.
+func isMLDReport(p []byte) bool {
+	return len(p) > 40 && p[0]>>4 == 6 && p[6] == 0 && netip.AddrFrom16([16]byte(p[24:40])) == netip.MustParseAddr("ff02::16")
 }
 
 // expect reads frames until their packets make up those of want, in order.
