@@ -84,11 +84,8 @@ func bench(ref, bin string, rounds int) error {
 	if err := daemon.Start(); err != nil {
 		return err
 	}
-	for range 200 {
-		if _, err := os.Stat("/run/usernet/usernet.sock"); err == nil {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
+	if err := awaitSocket("/run/usernet/usernet.sock"); err != nil {
+		return err
 	}
 	ours := &suite{name: "usernet", dir: names, subnet: "10.91.1.0/24", hostPort: 18081}
 	theirs := &suite{name: "reference", dir: ref, subnet: "10.91.2.0/24", hostPort: 18082}
@@ -222,3 +219,16 @@ func report(ours, theirs *suite) {
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// awaitSocket waits for the daemon to serve.
+func awaitSocket(path string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 200 {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		<-tick.C
+	}
+	return fmt.Errorf("the daemon does not serve %s after 4 s; it prints why above", path)
+}
