@@ -109,10 +109,11 @@ func neverForwarded(p *packet.Header) DropReason {
 
 // decide asks policy about a packet that begins a flow.
 func (s *Switch) decide(l *Link, p *packet.Header) policy.Verdict {
+	pub := s.published(p)
 	return s.rules.Load().Decide(policy.Flow{
 		Origin: policy.FromContainer, Link: l.name, Proto: p.Proto,
 		Src: p.SrcAddrPort(), Dst: p.DstAddrPort(), Joined: s.joined(p.Dst) != nil,
-		Published: s.published(p) != nil,
+		Published: pub != nil, OwnPort: pub != nil && pub.link == l && l.noOwnPorts,
 	}, s.hostAddrs.Load(), s.isLink)
 }
 

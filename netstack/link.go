@@ -34,6 +34,11 @@ type LinkConfig struct {
 	// MTU of the container's device in bytes. Zero: the network's.
 	MTU int
 
+	// NoOwnPorts closes the link's publications, at the host's addresses, to
+	// the container itself, as a bridge without hairpin mode does. Others reach
+	// them as [Policy] says.
+	NoOwnPorts bool
+
 	// DHCP, if not nil, has the switch answer DHCPv4 clients in the container
 	// with the link's IPv4 address. Nil: what they send is dropped.
 	DHCP *DHCP
@@ -65,6 +70,7 @@ type Link struct {
 	forward   bool                   // of a host link: HostLinkConfig.Forward
 	dhcp      *dhcpServer            // the reader's; nil: not served
 
+	noOwnPorts bool // LinkConfig.NoOwnPorts
 	newFlows   *rate.Limiter
 	icmpErrors *rate.Limiter
 	peerFlows  atomic.Int64

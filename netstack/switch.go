@@ -155,7 +155,7 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 		limits = cfg.Limits.withDefaults(limits)
 	}
 	l := &Link{
-		s: s, name: cfg.Name, aliases: aliases, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev,
+		s: s, name: cfg.Name, aliases: aliases, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev, noOwnPorts: cfg.NoOwnPorts,
 		newFlows:   rate.NewLimiter(rate.Limit(limits.NewFlows), int(2*limits.NewFlows)),
 		icmpErrors: rate.NewLimiter(rate.Limit(limits.ICMPErrors), int(limits.ICMPErrors)),
 		stop:       make(chan struct{}),

@@ -127,8 +127,8 @@ func (a *adding) judge(context.Context) error {
 	a.request = control.AttachRequest{
 		Network: a.conf.Name, Container: a.params.ContainerID, IfName: a.params.IfName,
 		Owner: a.Runtime, Internal: a.conf.Internal, MTU: a.conf.MTU, Device: a.conf.Device, Bandwidth: a.conf.bandwidth(),
-		PolicyWishes: a.conf.Policy,
-		Hostname:     args.Hostname, Aliases: a.conf.Runtime.Aliases,
+		PolicyWishes: a.conf.Policy, NoOwnPorts: a.conf.Bridge.noOwnPorts(),
+		Hostname: args.Hostname, Aliases: a.conf.Runtime.Aliases,
 		DNS: dnsRequest(a.conf.dns()), BootID: bootID(),
 	}
 	if a.conf.tap() {

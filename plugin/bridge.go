@@ -31,7 +31,8 @@ type bridgeConf struct {
 	IsDefaultGateway bool // a default route through it, besides the routes of ipam
 	IPMasq           bool // a way out; without it the network is internal
 
-	VLAN        int               // of an access port: the list's containers share it, so that frames stay untagged
+	HairpinMode *bool             // false: a container does not reach its own published ports
+	VLAN        int               // of an access port of the bridge, which has no bridge's other ports here
 	VLANTrunk   []json.RawMessage // tagged frames to the container, which the switch does not carry
 	PromiscMode bool
 	Disabled    bool // disableContainerInterface
@@ -41,7 +42,8 @@ type bridgeConf struct {
 
 // bridgeSchema is type usernet's, whose keys a list may use to say more, with
 // the reference plugin's. Keys that neither knows are ignored, as the reference
-// does: runtimes leave notes of their own there.
+// does: runtimes leave notes of their own there. Those of the reference that are
+// nil have no effect because what they ask for is so in any case.
 func bridgeSchema() *schema {
 	all := maps.Clone(fields)
 	maps.Copy(all, map[string]field{
@@ -50,12 +52,19 @@ func bridgeSchema() *schema {
 		"isGateway":                 ofBridge(func(b *bridgeConf) any { return &b.IsGateway }),
 		"isDefaultGateway":          ofBridge(func(b *bridgeConf) any { return &b.IsDefaultGateway }),
 		"ipMasq":                    ofBridge(func(b *bridgeConf) any { return &b.IPMasq }),
+		"hairpinMode":               ofBridge(func(b *bridgeConf) any { return &b.HairpinMode }),
 		"vlan":                      ofBridge(func(b *bridgeConf) any { return &b.VLAN }),
 		"vlanTrunk":                 ofBridge(func(b *bridgeConf) any { return &b.VLANTrunk }),
 		"promiscMode":               ofBridge(func(b *bridgeConf) any { return &b.PromiscMode }),
 		"disableContainerInterface": ofBridge(func(b *bridgeConf) any { return &b.Disabled }),
 		"ipam":                      decodeBridgeIPAM,
 		"dns":                       decodeLooseDNS,
+
+		"forceAddress":        nil, // the host's side is usernet's own and has the gateways' addresses
+		"ipMasqBackend":       nil, // no rules are made
+		"macspoofchk":         nil, // each container has a wire of its own, and source addresses are checked
+		"enabledad":           nil, // addresses are leased, and nobody else is on the wire to have them too
+		"preserveDefaultVlan": nil, // of vlan and vlanTrunk, which are refused
 	})
 	return &schema{fields: all, tolerant: true, defaults: bridgeDefaults}
 }
@@ -130,8 +139,8 @@ func (b *bridgeConf) settle(c *config) []*types.Error {
 	switch {
 	case b.VLAN < 0 || b.VLAN > 4094:
 		faults = append(faults, badValue("vlan", b.VLAN, "want 0 to 4094"))
-	case b.VLAN != 0 && !c.tap():
-		refuse("vlan", b.VLAN, `a TUN has no Ethernet frames; remove the key, or set "device": "tap"`)
+	case b.VLAN != 0:
+		refuse("vlan", b.VLAN, "networks are no VLANs of a bridge, and are apart without; remove the key")
 	}
 	if len(b.VLANTrunk) > 0 {
 		refuse("vlanTrunk", b.VLANTrunk, "tagged frames are not carried; make one network for each VLAN")
@@ -143,6 +152,14 @@ func (b *bridgeConf) settle(c *config) []*types.Error {
 		refuse("disableContainerInterface", true, "an interface is brought up with its addresses; remove the key")
 	}
 	return faults
+}
+
+// noOwnPorts reports whether a container is not to reach the ports that are
+// published for it, as behind the port of a bridge that sends nothing back where
+// it came from. Only who says so gets that: left out it is false for the
+// reference, too, but nobody relies on what does not work.
+func (b *bridgeConf) noOwnPorts() bool {
+	return b != nil && b.HairpinMode != nil && !*b.HairpinMode
 }
 
 // resultDNS is what the result tells of name servers. The daemon fills in what

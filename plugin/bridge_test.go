@@ -47,8 +47,12 @@ func TestBridgeKeys(t *testing.T) {
 		{"empty ipam", `"ipam":{}`, func(c *config) bool { return c.IPAM.Type == noIPAM }},
 		{"another ipam", `"ipam":{"type":"static","addresses":[]}`, func(c *config) bool { return c.IPAM.Type == "static" && c.IPAM.delegated() }},
 		{"a TUN", `"device":"tun"`, func(c *config) bool { return !c.tap() }},
-		{"an access port", `"vlan":42`, func(c *config) bool { return c.Bridge.VLAN == 42 }},
+		{"no VLAN", `"vlan":0,"vlanTrunk":[]`, func(c *config) bool { return true }},
 		{"promiscuous", `"promiscMode":true`, func(c *config) bool { return true }},
+		{"hairpin unsaid", `"mtu":1400`, func(c *config) bool { return !c.Bridge.noOwnPorts() }},
+		{"hairpin", `"hairpinMode":true`, func(c *config) bool { return !c.Bridge.noOwnPorts() }},
+		{"no hairpin", `"hairpinMode":false`, func(c *config) bool { return c.Bridge.noOwnPorts() }},
+		{"isolated ports", `"portIsolation":true`, func(c *config) bool { return *c.Policy.PortIsolation }},
 		{"dns", `"dns":{"nameservers":["192.0.2.53"],"what":1}`, func(c *config) bool { return len(c.DNS.Nameservers) == 1 }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -67,7 +71,8 @@ func TestBridgeRefusesWhatCannotWork(t *testing.T) {
 		want []string
 	}{
 		{`"vlanTrunk":[{"minID":1,"maxID":9}]`, types.ErrUnsupportedField, []string{"vlanTrunk", "minID"}},
-		{`"device":"tun","vlan":42`, types.ErrUnsupportedField, []string{"vlan", "42", "tap"}},
+		{`"vlan":42`, types.ErrUnsupportedField, []string{"vlan", "42", "remove the key"}},
+		{`"hairpinMode":"veth"`, types.ErrInvalidNetworkConfig, []string{"hairpinMode", "veth"}},
 		{`"device":"tun","promiscMode":true`, types.ErrUnsupportedField, []string{"promiscMode", "tap"}},
 		{`"vlan":4095`, types.ErrInvalidNetworkConfig, []string{"vlan", "4095"}},
 		{`"disableContainerInterface":true`, types.ErrUnsupportedField, []string{"disableContainerInterface"}},
@@ -77,6 +82,21 @@ func TestBridgeRefusesWhatCannotWork(t *testing.T) {
 	} {
 		_, err := bridgeSchema().parse([]byte(`{"name":"n",`+test.keys+`}`), strict)
 		wantError(t, err, test.code, test.want...)
+	}
+}
+
+// TestBridgeKnowsTheReferencesKeys: every key of the reference plugin bridge
+// (v1.9.1, type NetConf) has an effect, is refused, or has a reason to have none.
+func TestBridgeKnowsTheReferencesKeys(t *testing.T) {
+	s := bridgeSchema()
+	for _, key := range []string{
+		"bridge", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend", "mtu", "hairpinMode", "promiscMode",
+		"vlan", "vlanTrunk", "preserveDefaultVlan", "macspoofchk", "enabledad", "disableContainerInterface", "portIsolation",
+		"args", "runtimeConfig", "cniVersion", "name", "type", "capabilities", "ipam", "dns", "prevResult",
+	} {
+		if _, known := s.fields[key]; !known {
+			t.Errorf("key %q is ignored", key)
+		}
 	}
 }
 

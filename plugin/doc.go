@@ -194,7 +194,12 @@
 // the plugin of type "usernet". bridge is an ADD as above whose configuration is
 // the reference's: a TAP, addresses of host-local leased by the daemon, no name
 // servers and no routes that nobody asked for; without "ipam" an interface that
-// has no addresses and carries nothing. The names that stand behind it in a list
+// has no addresses and carries nothing. "hairpinMode": false, which nobody gets
+// who does not say so, keeps a container from its own published ports and from
+// nothing else. "vlan", "vlanTrunk" and "disableContainerInterface" are errors
+// unless they are off; "forceAddress", "ipMasqBackend", "macspoofchk",
+// "enabledad" and, in the switch, "promiscMode" have nothing to change. The names
+// that stand behind it in a list
 // amend the daemon's link of the same network, container and interface: portmap
 // publishes in one request, all ports or none, bandwidth limits, dnsname adds
 // names and points the result to the network's resolver, firewall sets the

@@ -29,8 +29,14 @@ type box struct {
 // addBox attaches a container in a namespace of its own.
 func (b *bed) addBox(id, config string) box {
 	b.t.Helper()
+	return b.addBoxAs(nameNative, id, config)
+}
+
+// addBoxAs is addBox by one of the executable's names.
+func (b *bed) addBoxAs(name, id, config string) box {
+	b.t.Helper()
 	ns := nstest.NewNS(b.t)
-	r, err := b.run(cmdAdd, config, nil, "CNI_CONTAINERID="+id, "CNI_NETNS="+nstest.Path(b.t, ns))
+	r, err := b.runAs(name, cmdAdd, config, nil, "CNI_CONTAINERID="+id, "CNI_NETNS="+nstest.Path(b.t, ns))
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -229,6 +235,54 @@ func TestNetnsHairpin(t *testing.T) {
 		}
 	}
 	wantRefusedFlow(t, b, "hairpin")
+}
+
+// TestNetnsHairpinMode: behind a bridge whose hairpinMode is false a container
+// does not reach its own published ports, and all others do, as with the
+// reference plugins bridge and portmap where the kernel has bridge netfilter.
+func TestNetnsHairpinMode(t *testing.T) {
+	b := newBed(t)
+	outside := nstest.NewNS(t)
+	nstest.Veth(t, b.host, outside, "192.0.2.1/24", "192.0.2.2/24", "2001:db8::1/64", "2001:db8::2/64")
+	b.startDaemon()
+	boxes := map[bool]box{}
+	for name, hairpin := range map[string]bool{"with": true, "without": false} {
+		port := hairpinModePort(hairpin)
+		x := b.addBoxAs(nameBridge, name, b.config(map[string]any{
+			"type": nameBridge, "isDefaultGateway": true, "ipMasq": true, "hairpinMode": hairpin,
+			"ipam": map[string]any{"type": "host-local", "ranges": []any{
+				[]any{map[string]any{"subnet": "10.88.0.0/24"}}, []any{map[string]any{"subnet": "fd88::/64"}}}},
+			"runtimeConfig": map[string]any{"portMappings": []any{
+				map[string]any{"hostPort": port, "containerPort": 80, "protocol": "tcp"},
+				map[string]any{"hostPort": port, "containerPort": 80, "protocol": "udp"},
+			}},
+		}))
+		boxes[hairpin] = x
+		go echoTCP(nstest.Listen(t, x.ns, "tcp", "[::]:80"))
+		go echoUDP(nstest.ListenPacket(t, x.ns, "udp", "[::]:80"))
+	}
+	for _, host := range []string{"192.0.2.1", "[2001:db8::1]", "10.88.0.1", "[fd88::1]"} {
+		for _, network := range []string{"tcp", "udp"} {
+			for from, x := range boxes {
+				for _, to := range []bool{true, false} {
+					address := fmt.Sprintf("%s:%d", host, hairpinModePort(to))
+					own := from == to && !from
+					if err := echoes(t, x.ns, network, address, 1000); (err != nil) != own {
+						t.Errorf("from hairpinMode %v to hairpinMode %v, %s %s: %v", from, to, network, address, err)
+					}
+				}
+			}
+		}
+	}
+	wantRefusedFlow(t, b, "hairpin")
+}
+
+// hairpinModePort is where the container with a hairpinMode is published.
+func hairpinModePort(hairpin bool) int {
+	if hairpin {
+		return 8080
+	}
+	return 8081
 }
 
 // echoTCP and echoUDP send back what they get, until their sockets close.

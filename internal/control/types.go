@@ -107,7 +107,8 @@ type AttachRequest struct {
 	Device string `json:"device,omitempty"` // kind of the first descriptor, "tun" or "tap"; empty: "tun"
 	MAC    string `json:"mac,omitempty"`    // address that the interface of a TAP gets, told by GET /v1/links; empty: the one it has
 
-	Bandwidth *Bandwidth `json:"bandwidth,omitempty"` // absent: no limit
+	Bandwidth  *Bandwidth `json:"bandwidth,omitempty"`  // absent: no limit
+	NoOwnPorts bool       `json:"noOwnPorts,omitempty"` // the container does not reach its own publications at the host's addresses
 
 	Sets         [][]Range `json:"sets,omitempty"`        // creates the network when absent, must agree with it when present; one address per set
 	Unaddressed  bool      `json:"unaddressed,omitempty"` // the link gets no address, and carries nothing; excludes Sets, Addrs and Publications

@@ -281,7 +281,7 @@ func (a *attaching) join(ctx context.Context) error {
 	})
 	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{
 		Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU,
-		Bandwidth: switchBandwidth(a.req.Bandwidth), DHCP: a.dhcp(),
+		Bandwidth: switchBandwidth(a.req.Bandwidth), NoOwnPorts: a.req.NoOwnPorts, DHCP: a.dhcp(),
 	})
 	switch {
 	case errors.Is(err, netstack.ErrAddressInUse):

@@ -76,7 +76,7 @@ func (t *Table) fromContainer(f Flow, dst netip.Addr, host *HostAddrs, isLink fu
 	}
 	switch r := t.judge(dst, host); {
 	case r == ReasonHostAddress && f.Published:
-		return t.toPublication(dst, f.Dst.Port())
+		return t.toPublication(f, dst)
 	case r == ReasonOtherNetwork && f.Joined:
 		return refused(ReasonNoSuchLink) // else the packet would not have come here
 	case r != ReasonNone:
@@ -89,11 +89,11 @@ func (t *Table) fromContainer(f Flow, dst netip.Addr, host *HostAddrs, isLink fu
 // link: the one part of the host that whoever published it has opened. It is
 // never dialled by way of the host, whose other services stay out of reach even
 // if the publication ends meanwhile.
-func (t *Table) toPublication(dst netip.Addr, port uint16) Verdict {
-	if t.noHairpin {
+func (t *Table) toPublication(f Flow, dst netip.Addr) Verdict {
+	if t.noHairpin || f.OwnPort {
 		return refused(ReasonHairpin)
 	}
-	return forward(TargetPublication, dst, port)
+	return forward(TargetPublication, dst, f.Dst.Port())
 }
 
 // isNoise says whether a is multicast or the limited broadcast.
@@ -114,7 +114,7 @@ func (t *Table) toGateway(f Flow, dst netip.Addr) Verdict {
 			return Verdict{Action: Forward, Target: TargetHostService, Addr: target}
 		}
 		if f.Published && !t.internal { // on all of the host's addresses, of which the gateway is one
-			return t.toPublication(dst, port)
+			return t.toPublication(f, dst)
 		}
 	case protoICMP:
 		if dst.Is4() {

@@ -124,6 +124,15 @@ func TestDecidePublished(t *testing.T) {
 							}
 						}
 						f.Published = true
+						own := f
+						own.OwnPort = true
+						wantOwn := want
+						if want.Target == TargetPublication {
+							wantOwn = reject(ReasonHairpin)
+						}
+						if got := table.Decide(own, testHost, isTestLink); got != wantOwn {
+							t.Errorf("%s, its own port, hairpin %v, internal %v: got %+v, want %+v", d.class, hairpin, internal, got, wantOwn)
+						}
 						if got := table.Decide(f, testHost, isTestLink); got != want {
 							t.Errorf("%s, hairpin %v, internal %v: got %+v, want %+v", d.class, hairpin, internal, got, want)
 						}

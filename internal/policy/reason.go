@@ -22,7 +22,7 @@ const (
 	ReasonNoSuchLink           // an address of this network that no link has
 	ReasonNoService            // the gateway does not serve this protocol and port
 	ReasonPortIsolation        // the links of this network do not reach each other
-	ReasonHairpin              // a published port, which this network's containers may not use
+	ReasonHairpin              // a published port, which this network's containers, or this one, may not use
 
 	// NumReasons is the number of reasons with ReasonNone, for arrays indexed
 	// by Reason.
@@ -47,7 +47,7 @@ var reasons = [NumReasons]struct{ name, text string }{
 	ReasonNoSuchLink:    {"no_such_link", "no container of this network has this address; see the list of links"},
 	ReasonNoService:     {"no_service", "the gateway serves nothing on this port; open it with --host-service"},
 	ReasonPortIsolation: {"port_isolation", "containers of this network are kept apart; use a network without port isolation whose ingress policy is not isolated"},
-	ReasonHairpin:       {"hairpin", "published ports are closed to this network's own containers; set hairpin to true"},
+	ReasonHairpin:       {"hairpin", "published ports are closed to this network's own containers (set hairpin to true), or this container's to itself (set hairpinMode of its bridge to true)"},
 }
 
 // String is a stable snake_case name, usable as a metric label.

@@ -47,6 +47,9 @@ type Flow struct {
 	// Published says that a publication is there for Proto and Dst, if the host
 	// has Dst's address.
 	Published bool
+	// OwnPort says that the publication leads back to the flow's own container,
+	// which is not to reach itself that way.
+	OwnPort bool
 	// Joined says that Dst lies in another network, which this one is joined
 	// with, see [Table.DecidePeer].
 	Joined bool
