@@ -31,6 +31,10 @@ type LinkConfig struct {
 	// resolves to all of them.
 	Aliases []string
 
+	// Hostname is the one of Aliases that the link's addresses resolve back
+	// to. Zero: Name.
+	Hostname string
+
 	// MTU of the container's device in bytes. Zero: the network's.
 	MTU int
 
@@ -59,6 +63,7 @@ type Link struct {
 	s         *Switch
 	name      string
 	aliases   []string // Switch.mu guards it
+	hostname  string   // LinkConfig.Hostname; Switch.mu guards it
 	addrs     []netip.Addr
 	mtu       int
 	limits    Limits
@@ -111,9 +116,19 @@ func (l *Link) Aliases() []string {
 	return slices.Clone(l.aliases)
 }
 
-// SetAliases replaces the link's further names.
-func (l *Link) SetAliases(aliases []string) error {
+// Hostname is the name that the link's addresses resolve back to; empty: its name.
+func (l *Link) Hostname() string {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.hostname
+}
+
+// SetAliases replaces the link's further names, and the one of them that its
+// addresses resolve back to: LinkConfig.Aliases and Hostname.
+func (l *Link) SetAliases(aliases []string, hostname string) error {
 	aliases, err := normalAliases(l.name, aliases)
+	hostname, hostErr := normalHostname(hostname, l.name, aliases)
+	err = errors.Join(err, hostErr)
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	if err == nil && l.s.links[l.name] != l {
@@ -122,7 +137,7 @@ func (l *Link) SetAliases(aliases []string) error {
 	if err != nil {
 		return &OpError{Op: "set aliases", Object: l.name, Err: err}
 	}
-	l.aliases = aliases
+	l.aliases, l.hostname = aliases, hostname
 	l.s.rebuildNamesLocked()
 	return nil
 }
@@ -139,6 +154,15 @@ func normalAliases(name string, aliases []string) (normal []string, err error) {
 		}
 	}
 	return normal, errors.Join(errs...)
+}
+
+// normalHostname does the same for a LinkConfig.Hostname.
+func normalHostname(hostname, name string, aliases []string) (string, error) {
+	hostname = strings.ToLower(hostname)
+	if hostname != "" && hostname != name && !slices.Contains(aliases, hostname) {
+		return "", fmt.Errorf("hostname %q is none of the link's names; add it to the aliases", hostname)
+	}
+	return hostname, nil
 }
 
 // MTU is the link's MTU in bytes.

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"cmp"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -43,6 +44,9 @@ func (n *names) add(name string, addrs ...netip.Addr) {
 func (s *Switch) rebuildNamesLocked() {
 	n := &names{forward: map[string][]netip.Addr{}, reverse: map[netip.Addr]string{}}
 	for _, l := range s.links {
+		for _, a := range l.addrs {
+			n.reverse[a] = cmp.Or(l.hostname, l.name)
+		}
 		n.add(l.name, l.addrs...)
 	}
 	for _, l := range s.links {

@@ -76,5 +76,5 @@ func TestSetBandwidth(t *testing.T) {
 		t.Fatal(err)
 	}
 	isErr(t, a.link.SetBandwidth(Bandwidth{}), ErrNoLink)
-	isErr(t, a.link.SetAliases(nil), ErrNoLink)
+	isErr(t, a.link.SetAliases(nil, ""), ErrNoLink)
 }

@@ -139,6 +139,8 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	cfg.Name = strings.ToLower(cfg.Name)
 	aliases, err := normalAliases(cfg.Name, cfg.Aliases)
 	errs := []error{checkName(cfg.Name), err}
+	hostname, err := normalHostname(cfg.Hostname, cfg.Name, aliases)
+	errs = append(errs, err)
 	mtu := orInt(cfg.MTU, s.cfg.MTU)
 	errs = append(errs, checkMTU(mtu), cfg.DHCP.check())
 	if len(cfg.Addrs) == 0 && len(s.cfg.Gateways) > 0 {
@@ -155,7 +157,7 @@ func (s *Switch) newLink(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 		limits = cfg.Limits.withDefaults(limits)
 	}
 	l := &Link{
-		s: s, name: cfg.Name, aliases: aliases, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev, noOwnPorts: cfg.NoOwnPorts,
+		s: s, name: cfg.Name, aliases: aliases, hostname: hostname, addrs: slices.Clone(cfg.Addrs), mtu: mtu, limits: limits, dev: dev, noOwnPorts: cfg.NoOwnPorts,
 		newFlows:   rate.NewLimiter(rate.Limit(limits.NewFlows), int(2*limits.NewFlows)),
 		icmpErrors: rate.NewLimiter(rate.Limit(limits.ICMPErrors), int(limits.ICMPErrors)),
 		stop:       make(chan struct{}),

@@ -54,6 +54,7 @@ func TestAttachRefusesWhatCannotBe(t *testing.T) {
 		{"outside", LinkConfig{Name: "b", Addrs: v4("10.99.0.1")}, "outside", nil},
 		{"no address", LinkConfig{Name: "b"}, "no address", nil},
 		{"bad MTU", LinkConfig{Name: "b", Addrs: v4("10.88.0.5"), MTU: 68}, "MTU 68", nil},
+		{"bad hostname", LinkConfig{Name: "b", Addrs: v4("10.88.0.5"), Hostname: "c"}, "none of the link's names", nil},
 		{"bad alias", LinkConfig{Name: "b", Addrs: v4("10.88.0.5"), Aliases: []string{"-x"}}, "hyphen", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -144,6 +145,7 @@ func TestNames(t *testing.T) {
 	})
 	a := h.attach("web1", 2, func(c *LinkConfig) { c.Aliases = []string{"web"} })
 	b := h.attach("web2", 3, func(c *LinkConfig) { c.Aliases = []string{"web", "web1"} })
+	c := h.attach("web3", 4, func(c *LinkConfig) { c.Aliases, c.Hostname = []string{"x", "Mail.Example"}, "mail.example" })
 	n := h.s.names.Load()
 	if got, _ := n.Lookup("web"); len(got) != 4 {
 		t.Errorf("shared alias resolves to %v, want both links' addresses", got)
@@ -159,6 +161,18 @@ func TestNames(t *testing.T) {
 	}
 	if name, _ := n.Reverse(b.v6); name != "web2" {
 		t.Errorf("reverse of %v is %q", b.v6, name)
+	}
+	if name, _ := n.Reverse(c.v4); name != "mail.example" {
+		t.Errorf("reverse of %v is %q, want the hostname", c.v4, name)
+	}
+	if err := c.link.SetAliases([]string{"y"}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if name, _ := h.s.names.Load().Reverse(c.v6); name != "web3" || c.link.Hostname() != "" {
+		t.Errorf("without a hostname the reverse of %v is %q", c.v6, name)
+	}
+	if err := c.link.SetAliases([]string{"y"}, "z"); err == nil || !strings.Contains(err.Error(), `"z"`) {
+		t.Errorf("a hostname that is no name of the link: %v", err)
 	}
 	if err := b.link.Detach(t.Context()); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/tunnel"
 )
 
@@ -68,7 +69,7 @@ func parseArgs(s string) (cniArgs, error) {
 		args.Sticky = podNS + "/" + podName
 	}
 	if args.Hostname == "" {
-		args.Hostname = podName
+		args.Hostname = podHostname(podName, podNS)
 	}
 	if len(unknown) > 0 && !ignore {
 		return args, fail(types.ErrInvalidEnvironmentVariables,
@@ -76,6 +77,20 @@ func parseArgs(s string) (cniArgs, error) {
 			s, strings.Join(unknown, ", "))
 	}
 	return args, nil
+}
+
+// podHostname is the name of a pod, or of podman's container, in DNS: with its
+// namespace, because pods of one name in two namespaces are strangers, and
+// neither may answer for the other by having come first. Kubernetes allows names
+// that are longer than DNS does: those have none.
+func podHostname(name, namespace string) string {
+	if namespace != "" {
+		name += "." + namespace
+	}
+	if !control.ValidDNSName(name) {
+		return ""
+	}
+	return name
 }
 
 // informative reports whether a key tells who the container is and asks for

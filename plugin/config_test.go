@@ -277,7 +277,8 @@ func TestParseArgs(t *testing.T) {
 		{text: "", want: cniArgs{}},
 		{text: "IP=10.0.0.2;MAC=02:00:00:00:00:01;IgnoreUnknown=1;Label=a=b=c", want: cniArgs{IPs: []string{"10.0.0.2"}, MAC: "02:00:00:00:00:01"}},
 		{text: "IP=10.0.0.2/24, fd01::2/64;GATEWAY=10.0.0.1;", want: cniArgs{IPs: []string{"10.0.0.2/24", "fd01::2/64"}, Gateway: "10.0.0.1"}},
-		{text: "IgnoreUnknown=true;K8S_POD_NAME=pod;K8S_POD_NAMESPACE=ns;NOMAD_REGION=g", want: cniArgs{Hostname: "pod", Sticky: "ns/pod"}},
+		{text: "IgnoreUnknown=true;K8S_POD_NAME=pod;K8S_POD_NAMESPACE=ns;NOMAD_REGION=g", want: cniArgs{Hostname: "pod.ns", Sticky: "ns/pod"}},
+		{text: "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=" + strings.Repeat("x", 64), want: cniArgs{Sticky: "ns/" + strings.Repeat("x", 64)}},
 		{text: "IgnoreUnknown=1;K8S_POD_NAME=web", want: cniArgs{Hostname: "web", Sticky: "/web"}}, // podman
 		{text: "NERDCTL_CNI_DHCP_HOSTNAME=host", want: cniArgs{Hostname: "host", Sticky: "host"}},
 		{text: "K8S_POD_NAME=pod;NERDCTL_CNI_DHCP_HOSTNAME=host", want: cniArgs{Hostname: "host", Sticky: "/pod"}},

@@ -160,6 +160,20 @@
 // In the result the host's interface comes first, without sandbox, as the
 // reference plugins have it: firewall takes the first for the network's bridge.
 //
+// # Names in DNS
+//
+// The network's resolver, at its gateways, answers the name that the runtime has
+// for the container: podman's, nerdctl's hostname, and for a pod POD.NAMESPACE,
+// because pods of one name in two namespaces are strangers. The bare name of a
+// pod is found by "NAMESPACE.usernet.internal" among the search domains. The
+// capability aliases adds names, which several containers may share. All are
+// found as they are and below usernet.internal; with "dns": {"domain": D} also
+// below D, and the container's addresses resolve back to its name there. What
+// nobody of the network is called below D is asked of the host's resolvers, as
+// D may be a domain that others have names in. For the same reason the search
+// domains ("search") name nobody: they are what the container's own resolver
+// tries. A name belongs to the link that had it first.
+//
 // # Bandwidth
 //
 // The capability bandwidth, and the keys ingressRate, ingressBurst, egressRate

@@ -21,7 +21,7 @@ import (
 // nothing is left of them.
 func testPods(c *containerd) {
 	alice := c.run("alice", keys{
-		"dnsConfig": keys{"servers": []string{"10.88.0.1"}, "searches": []string{"usernet.internal"}},
+		"dnsConfig": keys{"servers": []string{"10.88.0.1"}, "searches": []string{"shop.usernet.internal"}},
 		"portMappings": []keys{
 			{"protocol": "TCP", "containerPort": 80, "hostPort": 8080},
 			{"protocol": "TCP", "containerPort": 80, "hostPort": 8081, "hostIp": "127.0.0.1"},
@@ -46,11 +46,15 @@ func testPods(c *containerd) {
 		}
 	}
 	c.podUDP(alice, bob)
-	for _, name := range []string{"bob", "alice"} { // of the pod, by its resolv.conf
-		if out := alice.exec("nslookup", name); !strings.Contains(out, map[string]string{"bob": bob.ips[0], "alice": alice.ips[1]}[name]) {
-			c.t.Errorf("nslookup %s: %s", name, out)
+	namesake := c.run("bob", keys{"metadata": keys{"name": "bob", "uid": "uid-2", "namespace": "office", "attempt": 0}})
+	for name, want := range map[string]string{ // of the pod, by its resolv.conf
+		"bob": bob.ips[0], "alice": alice.ips[1], "bob.shop.": bob.ips[1], "bob.office.": namesake.ips[0], "bob.office.usernet.internal.": namesake.ips[1],
+	} {
+		if out := alice.exec("nslookup", name); !strings.Contains(out, want) {
+			c.t.Errorf("nslookup %s: %s, want %s", name, out, want)
 		}
 	}
+	namesake.remove()
 	for _, test := range []struct {
 		from     *netns.Handle
 		at, seen string

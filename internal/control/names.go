@@ -56,3 +56,23 @@ func (k LinkKey) Validate() error {
 	}
 	return ValidateIfName(k.IfName)
 }
+
+// ValidDNSName reports whether a resolver can be asked for the name: labels of
+// letters, digits, hyphens and the underscore that container names use, 253
+// bytes in all (RFC 1035 section 2.3.4).
+func ValidDNSName(name string) bool {
+	if name == "" || len(name) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(strings.ToLower(name), ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+				return false
+			}
+		}
+	}
+	return true
+}

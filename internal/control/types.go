@@ -50,7 +50,7 @@ type Range struct {
 // DNSConf is the resolver configuration of a container (resolv.conf(5)).
 type DNSConf struct {
 	Nameservers []netip.Addr `json:"nameservers,omitempty"`
-	Domain      string       `json:"domain,omitempty"`
+	Domain      string       `json:"domain,omitempty"` // the link's names answer below it, too, and its addresses resolve back to it
 	Search      []string     `json:"search,omitempty"`
 	Options     []string     `json:"options,omitempty"`
 }

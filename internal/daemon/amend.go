@@ -89,19 +89,19 @@ func (a *amending) names() error {
 	d, n, key := a.l.d, a.l.net, a.l.key()
 	own := a.l.sl.Name()
 	d.mu.Lock()
-	names := n.reserveNamesLocked(key, own, a.next.Hostname, a.next.Aliases)
+	names := n.reserveNamesLocked(key, own, &nameWishes{a.next.Hostname, a.next.Aliases, a.l.rec.Domain})
 	d.mu.Unlock()
 	a.next.Names = names.all()
-	before := a.l.sl.Aliases()
+	before, hostname := a.l.sl.Aliases(), a.l.sl.Hostname()
 	a.undo.add(func(context.Context) {
-		if err := a.l.sl.SetAliases(before); err != nil {
+		if err := a.l.sl.SetAliases(before, hostname); err != nil {
 			d.log.Warn("names not set back", "link", key.String(), "err", err)
 		}
 		d.mu.Lock()
 		n.freeNamesLocked(key, a.was.Names...)
 		d.mu.Unlock()
 	})
-	if err := a.l.sl.SetAliases(names.aliases); err != nil {
+	if err := a.l.sl.SetAliases(names.further(), names.hostname()); err != nil {
 		return goneLink(key, err)
 	}
 	return nil

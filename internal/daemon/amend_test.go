@@ -22,16 +22,20 @@ import (
 // container; an invalid address means that there is none.
 func resolveFrom(t *testing.T, c *container, name string) netip.Addr {
 	t.Helper()
-	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return nstest.DialContext(ctx, c.ns, network, netip.AddrPortFrom(c.reply.Gateways[0], 53).String())
-	}}
-	addrs, err := r.LookupNetIP(t.Context(), "ip4", name+".usernet.internal.")
+	addrs, err := resolverOf(c).LookupNetIP(t.Context(), "ip4", name+".usernet.internal.")
 	if e := (*net.DNSError)(nil); errors.As(err, &e) && e.IsNotFound {
 		return netip.Addr{}
 	} else if err != nil {
 		t.Fatal(err)
 	}
 	return addrs[0].Unmap()
+}
+
+// resolverOf asks the network's DNS from within a container.
+func resolverOf(c *container) *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return nstest.DialContext(ctx, c.ns, network, netip.AddrPortFrom(c.reply.Gateways[0], 53).String())
+	}}
 }
 
 func asJSON(t *testing.T, v any) string {
@@ -94,6 +98,54 @@ func TestNetnsAmendLink(t *testing.T) {
 	}
 	_, err := r.AmendLink(t.Context(), box.key, control.AmendLinkRequest{})
 	wantCode(t, err, control.CodeNotFound) // lost
+}
+
+// TestNetnsDomain: what a link's dns says is its domain is one of the
+// network's, for both families and back, over amendments, and for its own names
+// only; what is not known below it is asked upstream.
+func TestNetnsDomain(t *testing.T) {
+	r := start(t, testConfig(t))
+	req := request("box")
+	req.Hostname, req.Aliases, req.DNS = "Web", []string{"www", "db.corp.example"}, &control.DNSConf{Domain: "Corp.Example."}
+	box, other := attach(t, r.Client, req), attach(t, r.Client, request("other"))
+	link, err := r.Link(t.Context(), box.key)
+	if want := []string{"web", "www", "db.corp.example", "box", "web.corp.example", "www.corp.example", "box.corp.example"}; err != nil || !slices.Equal(link.Names, want) {
+		t.Fatalf("names %v, %v, want %v", link.Names, err, want)
+	}
+	resolver := resolverOf(other)
+	check := func(back string, names ...string) {
+		t.Helper()
+		for _, addr := range box.reply.Addrs {
+			network := "ip4"
+			if addr.Addr().Is6() {
+				network = "ip6"
+			}
+			for _, name := range names {
+				got, err := resolver.LookupNetIP(t.Context(), network, name+".")
+				if err != nil || len(got) != 1 || got[0].Unmap() != addr.Addr() {
+					t.Errorf("%s is %v, %v, want %v", name, got, err, addr.Addr())
+				}
+			}
+			if got, err := resolver.LookupAddr(t.Context(), addr.Addr().String()); err != nil || !slices.Equal(got, []string{back + "."}) {
+				t.Errorf("%v is %v, %v, want %s", addr.Addr(), got, err, back)
+			}
+		}
+	}
+	check("web.corp.example", "web", "www.corp.example", "WEB.corp.example", "box.corp.example", "web.usernet.internal")
+	if l, err := r.AmendLink(t.Context(), other.key, control.AmendLinkRequest{Aliases: &[]string{"web.corp.example"}}); err != nil || slices.Contains(l.Names, "web.corp.example") {
+		t.Errorf("another link takes the name: %+v, %v", l, err)
+	}
+	if _, err := r.AmendLink(t.Context(), box.key, control.AmendLinkRequest{Hostname: ptr("new")}); err != nil {
+		t.Fatal(err)
+	}
+	check("new.corp.example", "new.corp.example", "www.corp.example")
+	if l, err := r.AmendLink(t.Context(), other.key, control.AmendLinkRequest{Aliases: &[]string{"web.corp.example"}}); err != nil || !slices.Contains(l.Names, "web.corp.example") {
+		t.Errorf("the old name is not free: %+v, %v", l, err)
+	}
+	bad := request("bad")
+	bad.DNS = &control.DNSConf{Domain: "-x"}
+	_, err = tryAttach(t, r.Client, bad)
+	wantCode(t, err, control.CodeInvalid)
 }
 
 func TestNetnsAmendRefuses(t *testing.T) {

@@ -147,6 +147,9 @@ func (a *attaching) intent(context.Context) error {
 			a.l.rec.MTU = min(a.l.rec.MTU, netstack.LimitedMTU)
 		}
 	}
+	if req.DNS != nil {
+		a.l.rec.Domain = req.DNS.Domain
+	}
 	key := req.Key()
 	a.lost = a.d.link(key)
 	a.undo.add(func(context.Context) {
@@ -272,7 +275,7 @@ func (a *attaching) openTAP(f *os.File) (tunnel.Device, error) {
 func (a *attaching) join(ctx context.Context) error {
 	d, key := a.d, a.req.Key()
 	d.mu.Lock()
-	a.names = a.n.chooseNamesLocked(key, a.req.Hostname, a.req.Aliases)
+	a.names = a.n.chooseNamesLocked(key, &nameWishes{a.req.Hostname, a.req.Aliases, a.l.rec.Domain})
 	d.mu.Unlock()
 	a.undo.add(func(context.Context) {
 		d.mu.Lock()
@@ -280,7 +283,7 @@ func (a *attaching) join(ctx context.Context) error {
 		d.mu.Unlock()
 	})
 	sl, err := a.n.sw.Attach(a.dev, netstack.LinkConfig{
-		Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.aliases, MTU: a.l.rec.MTU,
+		Name: a.names.link, Addrs: a.l.rec.hosts(), Aliases: a.names.further(), Hostname: a.names.hostname(), MTU: a.l.rec.MTU,
 		Bandwidth: switchBandwidth(a.req.Bandwidth), NoOwnPorts: a.req.NoOwnPorts, DHCP: a.dhcp(),
 	})
 	switch {

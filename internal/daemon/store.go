@@ -61,6 +61,7 @@ type linkRecord struct {
 	MTU       int                   `json:"mtu"`
 	Device    string                `json:"device,omitempty"` // empty: control.DeviceTUN
 	MAC       string                `json:"mac,omitempty"`    // of a TAP
+	Domain    string                `json:"domain,omitempty"` // of the names; empty: the switch's alone
 	Ephemeral bool                  `json:"ephemeral,omitempty"`
 	Created   time.Time             `json:"created"`
 	Published []control.Publication `json:"published,omitempty"`

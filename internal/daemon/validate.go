@@ -58,18 +58,20 @@ const maxAliases = 256
 // less than 4 GiB.
 const maxBurst = 1<<35 - 1
 
+// dnsLabels is what a name has to be.
+const dnsLabels = "want DNS labels of letters, digits, '-' and '_', 63 bytes each at most"
+
 // checkWishes checks what an attach or an amendment wishes of a link.
 func checkWishes(w *amendable) error {
-	const labels = "want DNS labels of letters, digits, '-' and '_', 63 bytes each at most"
-	if w.Hostname != "" && !validDNSName(w.Hostname) {
-		return control.Errorf(control.CodeInvalid, "hostname %q: %s", w.Hostname, labels)
+	if w.Hostname != "" && !control.ValidDNSName(w.Hostname) {
+		return control.Errorf(control.CodeInvalid, "hostname %q: %s", w.Hostname, dnsLabels)
 	}
 	if len(w.Aliases) > maxAliases {
 		return control.Errorf(control.CodeInvalid, "%d aliases, the limit is %d", len(w.Aliases), maxAliases)
 	}
 	for _, a := range w.Aliases {
-		if !validDNSName(a) {
-			return control.Errorf(control.CodeInvalid, "alias %q: %s", a, labels)
+		if !control.ValidDNSName(a) {
+			return control.Errorf(control.CodeInvalid, "alias %q: %s", a, dnsLabels)
 		}
 	}
 	if w.Bandwidth == nil {
@@ -180,9 +182,12 @@ func checkDNSConf(c *control.DNSConf) error {
 			return control.Errorf(control.CodeInvalid, "dns: a nameserver is no address")
 		}
 	}
+	if d := strings.Trim(c.Domain, "."); d != "" && !control.ValidDNSName(d) {
+		return control.Errorf(control.CodeInvalid, "dns: domain %q: %s", c.Domain, dnsLabels)
+	}
 	// They end as lines of a resolv.conf, where white space would begin
 	// another word or line.
-	for _, s := range slices.Concat([]string{c.Domain}, c.Search, c.Options) {
+	for _, s := range slices.Concat(c.Search, c.Options) {
 		if strings.ContainsAny(s, " \t\r\n\x00") || len(s) > 255 {
 			return control.Errorf(control.CodeInvalid, "dns: %q holds white space or is over 255 bytes", s)
 		}
