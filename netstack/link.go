@@ -169,11 +169,12 @@ func normalHostname(hostname, name string, aliases []string) (string, error) {
 func (l *Link) MTU() int { return l.mtu }
 
 // Done is closed when the link is detached: by Detach, by the switch's end, or
-// because the container's device died.
+// because the container's interface is gone.
 func (l *Link) Done() <-chan struct{} { return l.gone }
 
 // Err says why the link ended, after Done: nil after Detach, tunnel.ErrGone
-// (by errors.Is) when the container's namespace died.
+// (by errors.Is) when the container's interface is gone, deleted or with its
+// namespace.
 func (l *Link) Err() error {
 	select {
 	case <-l.gone:

@@ -40,8 +40,14 @@ type conflistPlugin struct {
 	Device       string          `json:"device,omitempty"`
 	MTU          int             `json:"mtu,omitempty"`
 	Internal     bool            `json:"internal,omitempty"`
+	HostAccess   *conflistHost   `json:"hostAccess,omitempty"`
 	Capabilities map[string]bool `json:"capabilities"`
 	IPAM         conflistIPAM    `json:"ipam"`
+}
+
+type conflistHost struct {
+	Enabled bool `json:"enabled"`
+	Forward bool `json:"forward,omitempty"`
 }
 
 type conflistIPAM struct {
@@ -65,6 +71,7 @@ type conflistFlags struct {
 	device   string
 	mtu      int
 	internal bool
+	host     conflistHost
 }
 
 func (f *conflistFlags) register(cmd *cobra.Command) {
@@ -73,6 +80,8 @@ func (f *conflistFlags) register(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.subnets, "subnet", []string{"10.84.0.0/16", "fd84:7573:6572::/64"}, "`SUBNET` of the network, once per family")
 	flags.StringVar(&f.device, "device", "", "what containers get: \"tun\", IP packets, or \"tap\", Ethernet with a real MAC address (default tun)")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU in `BYTES` (default 65520)")
+	flags.BoolVar(&f.host.Enabled, "host-access", false, "let the host reach the containers at their addresses, as kubelet's probes do")
+	flags.BoolVar(&f.host.Forward, "host-forward", false, "--host-access, and for whom the host forwards, as CRI-O's hostPort needs it: every port is open to them")
 	flags.BoolVar(&f.internal, "internal", false, "no way out: only the network's own containers")
 }
 
@@ -90,6 +99,9 @@ func (a *app) conflist(f *conflistFlags) ([]byte, error) {
 	p := conflistPlugin{
 		Type: pluginType, Socket: a.socket, Device: f.device, MTU: f.mtu, Internal: f.internal,
 		Capabilities: conflistCapabilities, IPAM: conflistIPAM{Type: pluginType},
+	}
+	if f.host.Enabled || f.host.Forward {
+		p.HostAccess = &conflistHost{Enabled: true, Forward: f.host.Forward}
 	}
 	for _, s := range subnets {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []conflistRange{{Subnet: s}})

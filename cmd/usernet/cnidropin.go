@@ -45,7 +45,7 @@ func (a *app) dropInDir() string {
 
 // conflictingFlags are those of the conflist, which --drop-in does not write.
 func conflictingFlags(cmd *cobra.Command) error {
-	for _, name := range []string{"name", "subnet", "device", "mtu", "internal", "conf-dir"} {
+	for _, name := range []string{"name", "subnet", "device", "mtu", "internal", "host-access", "host-forward", "conf-dir"} {
 		if cmd.Flags().Changed(name) {
 			return fmt.Errorf("--%s is for the configuration that is written without --drop-in; with it the runtime writes its own", name)
 		}

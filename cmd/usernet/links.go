@@ -33,14 +33,34 @@ func (a *app) psCommand() *cobra.Command {
 			if a.json {
 				return a.printJSON(links)
 			}
-			t := table{head: []string{"NETWORK", "NAME", "CONTAINER", "INTERFACE", "DEVICE", "ADDRESSES", "PORTS", "STATE", "AGE"}, colour: stateColour}
+			t := table{head: []string{"NETWORK", "NAME", "CONTAINER", "INTERFACE", "DEVICE", "ADDRESSES", "PORTS", "HOST", "STATE", "AGE"}, colour: stateColour}
 			for _, l := range links {
-				t.add(l.Network, l.Hostname, shortID(l.Container), l.IfName, l.Device, addrs(l.Addrs), ports(l.Publications), string(l.State), age(l.Created))
+				t.add(l.Network, l.Hostname, shortID(l.Container), l.IfName, l.Device, addrs(l.Addrs), ports(l.Publications), hostAccess(&l), string(l.State), age(l.Created))
 			}
 			t.print(a.stdout, a.painter(a.stdout))
 			return nil
 		},
 	})
+}
+
+// hostAccess is the interface by which the host reaches a container at its
+// addresses.
+func hostAccess(l *control.Link) string {
+	switch {
+	case l.HostNetns == 0:
+		return ""
+	case l.HostIfName == "":
+		return "missing" // until the next ADD
+	}
+	return l.HostIfName
+}
+
+// hostAccessAt is hostAccess with the namespace that the interface is in.
+func hostAccessAt(l *control.Link) string {
+	if l.HostNetns == 0 {
+		return ""
+	}
+	return hostAccess(l) + " in " + namespace(l.HostNetns)
 }
 
 func stateColour(_ int, text string) string {
@@ -120,7 +140,7 @@ func (a *app) printLink(l *control.Link, stats control.StatsReply) {
 		{"Names", strings.Join(l.Names, ", ")},
 		{"Ports", strings.ReplaceAll(ports(l.Publications), ",", "\n")},
 		{"Namespace", namespace(l.Netns)},
-		{"Reached from", namespace(l.HostNetns)},
+		{"Host access", hostAccessAt(l)},
 	}
 	for _, n := range stats.Networks {
 		for _, s := range n.Links {

@@ -219,7 +219,8 @@ type Link struct {
 	Names        []string       `json:"names,omitempty"` // the names that the network's DNS answers for it
 	Addrs        []netip.Prefix `json:"addrs"`
 	Gateways     []netip.Addr   `json:"gateways,omitempty"`
-	HostNetns    uint64         `json:"hostNetns,omitempty"`
+	HostNetns    uint64         `json:"hostNetns,omitempty"`  // inode of the host's namespace that is to reach it; 0: none
+	HostIfName   string         `json:"hostIfName,omitempty"` // the interface there that does; empty: there is none
 	MTU          int            `json:"mtu"`
 	Bandwidth    *Bandwidth     `json:"bandwidth,omitempty"`
 	Device       string         `json:"device"`        // "tun" or "tap"

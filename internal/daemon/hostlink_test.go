@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"context"
+	"fmt"
+	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,8 +89,10 @@ func TestNetnsHostLinkLivesWithItsLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantHosts(t, r.Client, host.Inode())
+	wantHostAccess(t, r, links, "un-net", 1)
 	nstest.In(t, host, func() error { return netns.DeleteLink("un-net") })
 	nstest.WaitFor(t, 10*time.Second, func() bool { return len(hosts(t, r.Client)) == 0 })
+	wantHostAccess(t, r, links, "", 0)
 	for _, name := range []string{"un-net", "un-new"} {
 		if err := join(name); err != nil {
 			t.Fatal(err)
@@ -108,6 +113,28 @@ func TestNetnsHostLinkLivesWithItsLinks(t *testing.T) {
 	wantHosts(t, r.Client)
 	if has(host, "un-new") {
 		t.Error("the device outlives the last link")
+	}
+}
+
+// wantHostAccess: links tell by which interface the host reaches them, and the
+// metrics how many there are.
+func wantHostAccess(t *testing.T, r *running, links []*container, ifname string, n int) {
+	t.Helper()
+	for _, l := range links {
+		if got, err := r.Link(t.Context(), l.key); err != nil || got.HostIfName != ifname {
+			t.Errorf("%s is reached by %q, %v, want %q", l.key, got.HostIfName, err, ifname)
+		}
+	}
+	response := httptest.NewRecorder()
+	newMetrics(r.d).handler().ServeHTTP(response, httptest.NewRequest("GET", "/metrics", nil))
+	text := response.Body.String()
+	for _, want := range []string{
+		fmt.Sprintf(`usernet_host_links{network="net"} %d`, n),
+		`usernet_host_packets_total{direction="fromHost",network="net"} `, `usernet_host_bytes_total{direction="toHost",network="net"} `,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("metrics lack %q", want)
+		}
 	}
 }
 

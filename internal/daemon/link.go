@@ -122,14 +122,29 @@ func (l *link) watch() {
 	if l.d.link(l.key()) != l {
 		return
 	}
-	reason := "its device ended"
-	if errors.Is(l.sl.Err(), tunnel.ErrGone) {
-		reason = "its namespace died"
-	}
-	if err := l.remove(context.Background(), reason); err != nil {
+	if err := l.remove(context.Background(), l.cause()); err != nil {
 		l.d.log.Error("link not removed whole", "link", l.key().String(), "err", err)
 	}
 }
+
+// cause is why the link's device has ended. The descriptor says only that the
+// interface is gone: with its namespace, or deleted while that lives on, by an
+// ADD that failed or by hand.
+func (l *link) cause() string {
+	if !errors.Is(l.sl.Err(), tunnel.ErrGone) {
+		return "its device ended"
+	}
+	switch fateOf(l.rec.NetnsPath, l.rec.Netns) {
+	case fateAlive:
+		return "its interface was deleted"
+	case fateDead:
+		return namespaceEnded
+	}
+	return "its interface is gone, deleted or with its namespace"
+}
+
+// namespaceEnded is why most links end that no DEL has ended.
+const namespaceEnded = "its namespace ended"
 
 // remove takes a link out of everything, with its key locked: no flow, then no
 // lease, then no record, so that an address is free only when nothing uses it,

@@ -1,13 +1,17 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -122,6 +126,45 @@ func TestNetnsLostLinksEndWithTheirNamespaces(t *testing.T) {
 	if w := r.world(t); !slices.Equal(w.Links, []string{"net/c/eth0"}) || !slices.Equal(w.Records, w.Links) || w.Leases != 1 {
 		t.Errorf("after the death: %+v, want c", w)
 	}
+}
+
+// TestNetnsCauseOfALinksEnd: the log tells a container that ended from an
+// interface that was deleted.
+func TestNetnsCauseOfALinksEnd(t *testing.T) {
+	cfg := testConfig(t)
+	var log lockedBuffer
+	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	r := start(t, cfg)
+	deleted, _ := attachByPath(t, r.Client, "deleted")
+	ended, endedPath := attachByPath(t, r.Client, "ended")
+	kill(t, endedPath)
+	unknown := attach(t, r.Client, request("unknown"))
+	for box, want := range map[*container]string{
+		deleted: "its interface was deleted", ended: "its namespace ended", unknown: "its interface is gone, deleted or with its namespace",
+	} {
+		nstest.In(t, box.ns, func() error { return netns.DeleteLink("eth0") })
+		nstest.WaitFor(t, patience, func() bool {
+			return strings.Contains(log.String(), fmt.Sprintf("msg=\"link removed\" link=%s reason=%q", box.key, want))
+		})
+	}
+}
+
+// lockedBuffer is a buffer that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // TestNetnsAttachOverLostUndoesEveryStep: an attach that fails leaves the lost

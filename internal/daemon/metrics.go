@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/netstack"
 )
 
 // metrics reads the daemon's counters when it is scraped; nothing is counted
@@ -31,6 +32,9 @@ var (
 	descPackets      = desc("forward_packets_total", "Packets moved between containers and the switch; a superframe is one.", "network", "direction")
 	descBytes        = desc("forward_bytes_total", "Bytes of the IP packets moved.", "network", "direction")
 	descDrops        = desc("drop_packets_total", "Packets that went no further, by the one reason.", "network", "reason")
+	descHosts        = desc("host_links", "Interfaces by which namespaces of the host's reach a network.", "network")
+	descHostPackets  = desc("host_packets_total", "Packets moved between the host and the switch by these interfaces, since they were made; those that containers get or send are part of forward_packets_total.", "network", "direction")
+	descHostBytes    = desc("host_bytes_total", "Bytes of these packets.", "network", "direction")
 	descLimits       = desc("limit_drops_total", "Packets and flows refused because a link was over a limit; part of drop_packets_total.", "network", "resource")
 	descDNS          = desc("dns_queries_total", "DNS queries of containers by what became of them; forwarded counts exchanges with the host's resolvers.", "network", "outcome")
 	descAddresses    = desc("ipam_addresses", "Addresses of a network's ranges by state.", "network", "state")
@@ -59,7 +63,7 @@ func (m *metrics) handler() http.Handler {
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descNetworks, descLinks, descPublications, descFlows, descPackets, descBytes, descDrops,
-		descLimits, descDNS, descAddresses, descFiles, descFileLimit,
+		descHosts, descHostPackets, descHostBytes, descLimits, descDNS, descAddresses, descFiles, descFileLimit,
 	} {
 		ch <- d
 	}
@@ -101,6 +105,7 @@ func (m *metrics) collectSwitch(ch chan<- prometheus.Metric, n *network) {
 	counter(descPackets, st.ToContainer.Packets, "toContainer")
 	counter(descBytes, st.FromContainer.Bytes, "fromContainer")
 	counter(descBytes, st.ToContainer.Bytes, "toContainer")
+	m.collectHosts(ch, n)
 	for reason, v := range st.Drops {
 		counter(descDrops, v, reason)
 	}
@@ -112,6 +117,23 @@ func (m *metrics) collectSwitch(ch chan<- prometheus.Metric, n *network) {
 		"refused": st.DNS.Refused, "failed": st.DNS.Failed,
 	} {
 		counter(descDNS, n, outcome)
+	}
+}
+
+// collectHosts tells of a network's host links together; their drops are among
+// the switch's.
+func (m *metrics) collectHosts(ch chan<- prometheus.Metric, n *network) {
+	hosts := n.sw.HostLinks()
+	ch <- prometheus.MustNewConstMetric(descHosts, prometheus.GaugeValue, float64(len(hosts)), n.rec.Name)
+	var from, to netstack.Traffic
+	for _, l := range hosts {
+		st := l.Stats() // a host link's "container" is the host
+		from.Packets, from.Bytes = from.Packets+st.FromContainer.Packets, from.Bytes+st.FromContainer.Bytes
+		to.Packets, to.Bytes = to.Packets+st.ToContainer.Packets, to.Bytes+st.ToContainer.Bytes
+	}
+	for direction, t := range map[string]netstack.Traffic{"fromHost": from, "toHost": to} {
+		ch <- prometheus.MustNewConstMetric(descHostPackets, prometheus.CounterValue, float64(t.Packets), n.rec.Name, direction)
+		ch <- prometheus.MustNewConstMetric(descHostBytes, prometheus.CounterValue, float64(t.Bytes), n.rec.Name, direction)
 	}
 }
 

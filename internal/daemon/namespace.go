@@ -93,7 +93,7 @@ func (d *Daemon) reap(ctx context.Context, l *link) {
 	if d.link(l.key()) != l {
 		return
 	}
-	if err := l.remove(ctx, "its namespace died"); err != nil {
+	if err := l.remove(ctx, namespaceEnded); err != nil {
 		d.log.Error("link not removed whole", "link", l.key().String(), "err", err)
 	}
 }

@@ -26,6 +26,9 @@ func (d *Daemon) describeLink(l *link) control.Link {
 		Device: cmp.Or(r.Device, control.DeviceTUN), MAC: r.MAC, Bandwidth: l.now.Bandwidth,
 		Publications: l.publishedLocked(),
 	}
+	if h := l.net.hosts[r.HostNetns]; h != nil {
+		out.HostIfName = h.api.IfName
+	}
 	if l.state == control.LinkLost {
 		out.Names = nil // nobody answers them
 	}
