@@ -17,10 +17,11 @@ the link's id, network/container/interface.`
 
 func (a *app) psCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
-		Use:   "ps [LINK]",
-		Short: "List the containers on the daemon's networks",
-		Long:  "Lists the links of containers to the daemon's networks.\n\n" + refHelp,
-		Args:  args(cobra.MaximumNArgs(1)),
+		Use:               "ps [LINK]",
+		Short:             "List the containers on the daemon's networks",
+		Long:              "Lists the links of containers to the daemon's networks.\n\n" + refHelp,
+		Args:              args(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: a.completeLink,
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			ref := ""
 			if len(argv) == 1 {
@@ -99,10 +100,11 @@ func ports(publications []control.Publication) string {
 
 func (a *app) inspectCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
-		Use:   "inspect LINK",
-		Short: "Tell all about a container's link",
-		Long:  "Tells all about a link.\n\n" + refHelp,
-		Args:  args(cobra.ExactArgs(1)),
+		Use:               "inspect LINK",
+		Short:             "Tell all about a container's link",
+		Long:              "Tells all about a link.\n\n" + refHelp,
+		Args:              args(cobra.ExactArgs(1)),
+		ValidArgsFunction: a.completeLink,
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			links, err := a.client().Links(cmd.Context(), argv[0])
 			if err != nil {

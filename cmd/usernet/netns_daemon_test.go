@@ -61,6 +61,7 @@ func TestNetnsDaemonAndItsClients(t *testing.T) {
 
 	expect(w.run("ps"), "NETWORK", "server", "10.20.0.2", "203.0.113.1:8080->80/tcp", "attached", "DEVICE", "tun")
 	expect(w.run("inspect", "server"), "web/server/eth0", "10.20.0.2/24", "Sent", "Device          tun")
+	testLinkSet(t, w, expect)
 	id := strings.Fields(w.run("publish", "server", "203.0.113.1:9090:80"))[0]
 	expect(nstest.Exec(t, w.outside, "curl", "-sS", "http://203.0.113.1:9090/"), "hello")
 	expect(w.run("port", "ls"), "203.0.113.1:9090", "203.0.113.1:8080")
@@ -90,6 +91,29 @@ func TestNetnsDaemonAndItsClients(t *testing.T) {
 	r := w.do(w.command("run", "--network", "web", "--", "true"))
 	if r.status != 125 || !strings.Contains(r.stderr, "usernet network create web") {
 		t.Errorf("a network that is not there: status %d, %s", r.status, r.stderr)
+	}
+}
+
+// testLinkSet: names and limits of a running command change, what is not named
+// stays, and shells complete the link.
+func testLinkSet(t *testing.T, w *world, expect func(out string, wants ...string)) {
+	t.Helper()
+	expect(w.run("link", "set", "server", "--alias", "www", "--alias", "api", "--send", "8M"), "web/server/eth0", "www, api", "sends 8 Mbit/s\n")
+	expect(w.run("link", "set", "server", "--receive", "1.5G"), "www, api", "sends 8 Mbit/s, receives 1500 Mbit/s")
+	expect(w.run("run", "--network", "web", "--", "curl", "-sS", "http://api/"), "hello")
+	expect(w.run("__complete", "link", "set", ""), "server\tweb/server/eth0")
+	expect(w.run("__complete", "inspect", ""), "server\tweb/server/eth0")
+	var link control.Link
+	if out := w.run("link", "set", "server", "--alias", "", "--send", "0", "--receive", "0", "--json"); json.Unmarshal([]byte(out), &link) != nil || len(link.Aliases) != 0 || link.Bandwidth != nil {
+		t.Errorf("set back: %s", out)
+	}
+	if r := w.do(w.command("run", "--network", "web", "--", "curl", "-sS", "http://www/")); r.status == 0 {
+		t.Error("an alias that was taken away still answers")
+	}
+	for wrong, want := range map[string]string{"nobody": "no link \"nobody\"", "server --alias=-x": "alias \"-x\""} {
+		if r := w.do(w.command(append([]string{"link", "set", "--hostname", "h"}, strings.Fields(wrong)...)...)); r.status != 1 || !strings.Contains(r.stderr, want) {
+			t.Errorf("link set %s: status %d, %s", wrong, r.status, r.stderr)
+		}
 	}
 }
 

@@ -26,7 +26,8 @@ need this command's rights only.
 ` + refHelp,
 		Example: `  usernet publish web 8080:80
   usernet publish web 0.0.0.0:443 127.0.0.1:5353:53/udp`,
-		Args: args(cobra.MinimumNArgs(2)),
+		Args:              args(cobra.MinimumNArgs(2)),
+		ValidArgsFunction: a.completeLink,
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			var wanted []sandbox.Publish
 			for _, spec := range argv[1:] {
