@@ -119,16 +119,22 @@ func run(ctx context.Context, argv ...string) error {
 // the command printed.
 func output(ctx context.Context, argv ...string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := bounded(ctx, argv)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	// Children may hold the output, and outlive a command that is ended.
-	cmd.WaitDelay = time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if err := cmd.Run(); err != nil {
 		return stdout.Bytes(), fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, tail(stderr.String()+stdout.String()))
 	}
 	return stdout.Bytes(), nil
+}
+
+// bounded is a command that ends with ctx, and with all its children then: they may
+// hold the output, and outlive a command that is ended.
+func bounded(ctx context.Context, argv []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.WaitDelay = time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	return cmd
 }
 
 func runAll(ctx context.Context, steps [][]string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -69,10 +70,10 @@ func oneMore(ctx context.Context, t *Topology, backend Backend) (add, del float6
 }
 
 // runLatency is how long a sandbox takes from its start to the first byte from
-// outside.
+// outside, and to its end with a command that does nothing further.
 func runLatency() Scenario {
 	return Scenario{
-		Name: "run-to-first-byte", Figures: []Figure{{Unit: "ms"}},
+		Name: "run", Figures: []Figure{{Name: "first-byte", Unit: "ms"}, {Name: "end", Unit: "ms"}},
 		Applies: func(b Backend) bool { return sandboxArgv(b) != nil },
 		Run: func(ctx context.Context, b *Bench, backend Backend) ([]float64, error) {
 			server, err := start(in(b.topo.Server, b.self, "probe", "server")...)
@@ -84,30 +85,43 @@ func runLatency() Scenario {
 				return nil, err
 			}
 			const times = 10
-			var took []float64
+			var first, end []float64
 			for range times {
-				ms, err := b.firstByte(ctx, sandboxArgv(backend))
+				f, e, err := b.firstByte(ctx, sandboxArgv(backend))
 				if err != nil {
 					return nil, err
 				}
-				took = append(took, ms)
+				first, end = append(first, f), append(end, e)
 			}
-			return []float64{median(took)}, nil
+			return []float64{median(first), median(end)}, nil
 		},
 	}
 }
 
-// firstByte runs a probe in a sandbox and returns the milliseconds it took.
-func (b *Bench) firstByte(ctx context.Context, sandbox []string) (float64, error) {
+// firstByte runs a probe in a sandbox and returns the milliseconds until the
+// byte that it prints, and until its end. ip netns exec is some 4 of either.
+func (b *Bench) firstByte(ctx context.Context, sandbox []string) (first, end float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	begin := time.Now()
 	argv := append(sandbox, b.self, "probe", "get", "-addr", fmt.Sprintf("%s:%d", serverV4, probePort))
-	out, err := output(ctx, in(b.topo.Host, argv...)...)
-	if err == nil && len(out) != 1 {
-		err = fmt.Errorf("%s printed %q, want one byte", sandbox[0], out)
+	cmd := bounded(ctx, in(b.topo.Host, argv...))
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, 0, err
 	}
-	return float64(time.Since(begin)) / float64(time.Millisecond), err
+	begin := time.Now()
+	since := func() float64 { return float64(time.Since(begin)) / float64(time.Millisecond) }
+	if err := cmd.Start(); err != nil {
+		return 0, 0, err
+	}
+	_, readErr := out.Read(make([]byte, 1))
+	first = since()
+	if err := errors.Join(cmd.Wait(), readErr); err != nil {
+		return 0, 0, fmt.Errorf("%s: %w: %s", sandbox[0], err, tail(stderr.String()))
+	}
+	return first, since(), nil
 }
 
 // sandboxArgv starts a command in a network of its own; nil: the backend cannot.

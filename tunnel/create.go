@@ -47,6 +47,11 @@ type Options struct {
 	// MAC is a TAP's address. Empty: a random locally administered one, which
 	// [HardwareAddr] tells.
 	MAC net.HardwareAddr
+	// Persist lets the interface outlive its descriptors: it ends when
+	// somebody deletes it, or with its namespace. The kernel then removes it
+	// by itself, where otherwise the last Close waits some 20 ms for it. An
+	// interface without a descriptor has no carrier, and drops what is sent.
+	Persist bool
 }
 
 // kind is what o makes, for errors.
@@ -116,6 +121,12 @@ func create(o Options) (*os.File, error) {
 	if err := adjust(kernelName, o); err != nil {
 		f.Close()
 		return nil, err
+	}
+	if o.Persist {
+		if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("TUNSETPERSIST: %w", err)
+		}
 	}
 	return f, nil
 }

@@ -392,3 +392,24 @@ func TestNetnsOpenOwnsTheFileOnSuccess(t *testing.T) {
 		t.Errorf("the file is still open after the device's Close: %v", err)
 	}
 }
+
+// TestNetnsPersistentDeviceEndsWithItsNamespace holds what Options.Persist
+// promises, and that without it a device ends with its descriptor.
+func TestNetnsPersistentDeviceEndsWithItsNamespace(t *testing.T) {
+	ns := nstest.NewNS(t)
+	f := createIn(t, ns, tunnel.Options{Name: "stays", Persist: true})
+	createIn(t, ns, tunnel.Options{Name: "goes"}).Close()
+	nstest.Exec(t, ns, "ip", "link", "set", "stays", "up")
+	if got := nstest.Exec(t, ns, "ip", "-br", "link", "show", "stays"); strings.Contains(got, "NO-CARRIER") {
+		t.Errorf("with a descriptor the device is %q", got)
+	}
+	begin := time.Now()
+	f.Close()
+	t.Logf("closing took %v", time.Since(begin))
+	if got := nstest.Exec(t, ns, "ip", "-br", "link", "show", "stays"); !strings.Contains(got, "NO-CARRIER") {
+		t.Errorf("without a descriptor the device is %q, want it without carrier", got)
+	}
+	if _, ok := interfaces(t, ns)["goes"]; ok {
+		t.Error("a device that is not persistent outlived its descriptor")
+	}
+}

@@ -40,8 +40,8 @@ func Init() {
 	switch {
 	case os.Args[1] == probeArg:
 		os.Exit(0)
-	case os.Args[1] == reapArg && len(os.Args) == 4:
-		reap(namespaces{Net: os.Args[2], Mount: os.Args[3]})
+	case os.Args[1] == reapArg:
+		reap()
 		os.Exit(0)
 	}
 	// execve keeps the namespaces, capabilities and death signal of the
@@ -60,18 +60,20 @@ func Init() {
 // child is the set-up's state.
 type child struct {
 	pipe     *pipe
+	ifName   string
 	settings childSettings
 	warnings []string
 
 	tun      *os.File
-	tunName  string
-	inner    *netns.Handle
 	failStep string
 }
 
-// newChild reads the arguments: the socket's descriptor and, in tests, the step
-// that is to fail.
+// newChild reads the arguments: the socket's descriptor, the interface's name
+// and, in tests, the step that is to fail.
 func newChild(args []string) (*child, error) {
+	if len(args) < 2 {
+		return nil, fmt.Errorf("%d arguments, want a descriptor and an interface's name", len(args))
+	}
 	fd, err := strconv.Atoi(args[0])
 	if err != nil {
 		return nil, fmt.Errorf("descriptor %q: %w", args[0], err)
@@ -81,29 +83,28 @@ func newChild(args []string) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &child{pipe: p}
-	if len(args) > 1 {
-		c.failStep = args[1]
+	c := &child{pipe: p, ifName: args[1]}
+	if len(args) > 2 {
+		c.failStep = args[2]
 	}
 	return c, nil
 }
 
 // childSteps are the set-up's steps in order, by the names that errors and tests
-// call them by.
+// call them by. What needs no settings is done while the parent attaches.
 var childSteps = []struct {
 	name string
 	do   func(*child) error
 }{
-	{"make the sandbox's network namespace", (*child).makeNamespace},
 	{"create the TUN device", (*child).createTUN},
 	{"hand the TUN device over", (*child).handOver},
-	{"move the TUN device in", (*child).moveIn},
-	{"enter the network namespace", (*child).enter},
 	{"bring the loopback interface up", func(*child) error { return netns.LoopbackUp() }},
 	{"set the namespace's parameters", (*child).sysctls},
 	{"separate the mounts", func(*child) error { return privateMounts() }},
-	{"put resolv.conf and hosts in place", func(c *child) error { return mountFiles(c.settings.Files) }},
 	{"hide the machine's resolvers", func(*child) error { return maskSockets(resolverSockets) }},
+	{"wait for the settings", (*child).awaitSettings},
+	{"configure the interface", func(c *child) error { return netns.Configure(c.settings.Interface) }},
+	{"put resolv.conf and hosts in place", func(c *child) error { return mountFiles(c.settings.Files) }},
 	{"drop privileges", (*child).dropPrivileges},
 	{"wait for the parent", (*child).ready},
 	{"execute", (*child).exec},
@@ -122,24 +123,24 @@ func (c *child) run() (step string, err error) {
 	return "execute", errors.New("execve returned")
 }
 
-func (c *child) makeNamespace() (err error) {
-	c.inner, err = netns.New()
-	return err
-}
-
 func (c *child) createTUN() (err error) {
-	if c.tun, err = tunnel.Create(tunnel.Options{}); err != nil {
-		return err
-	}
-	c.tunName, err = tunnel.Name(c.tun)
+	c.tun, err = tunnel.Create(tunnel.Options{Name: c.ifName, Persist: true})
 	return err
 }
 
-// handOver gives the parent the TUN and waits for what to do with it.
+// handOver gives the parent the TUN, whose descriptor is then the only one.
 func (c *child) handOver() error {
-	if err := c.pipe.send(childMessage{Device: &deviceMessage{Netns: c.inner.Inode()}}, c.tun); err != nil {
+	own, err := ownNamespaces()
+	if err != nil {
 		return err
 	}
+	if err := c.pipe.send(childMessage{Device: &own}, c.tun); err != nil {
+		return err
+	}
+	return c.tun.Close()
+}
+
+func (c *child) awaitSettings() error {
 	var m parentMessage
 	if err := c.pipe.receive(&m); err != nil {
 		return fmt.Errorf("wait for the configuration: %w", err)
@@ -151,26 +152,6 @@ func (c *child) handOver() error {
 	return nil
 }
 
-func (c *child) moveIn() error {
-	if err := netns.MoveIn(c.inner, c.tunName, c.settings.Interface); err != nil {
-		return err
-	}
-	return c.tun.Close() // the parent's descriptor is now the only one
-}
-
-func (c *child) enter() error {
-	conn, err := c.inner.File().SyscallConn()
-	if err != nil {
-		return err
-	}
-	var setns error
-	err = conn.Control(func(fd uintptr) { setns = unix.Setns(int(fd), unix.CLONE_NEWNET) })
-	if err := errors.Join(err, os.NewSyscallError("setns", setns)); err != nil {
-		return err
-	}
-	return c.inner.Close()
-}
-
 // sysctls lets the command ping and listen on every port of its own network.
 // Where /proc/sys is read-only, as in many containers, it does without.
 func (c *child) sysctls() error {
@@ -179,6 +160,11 @@ func (c *child) sysctls() error {
 	}
 	if err := netns.SetSysctl("ipv4/ip_unprivileged_port_start", "0"); err != nil {
 		c.warn("ports below 1024 need privileges inside the sandbox: %v", err)
+	}
+	// What outlives the link learns that there is no network, and does not
+	// wait for answers.
+	for _, family := range []string{"ipv4", "ipv6"} {
+		_ = netns.SetSysctl(family+"/conf/all/ignore_routes_with_linkdown", "1")
 	}
 	return nil
 }
@@ -225,11 +211,7 @@ func (c *child) dropPrivileges() error {
 // ready also finds out whether the parent died before the death signal was set:
 // its end of the socket is closed then.
 func (c *child) ready() error {
-	own, err := ownNamespaces()
-	if err != nil {
-		return err
-	}
-	if err := c.pipe.send(childMessage{Ready: &readyMessage{Warnings: c.warnings, Namespaces: own}}, nil); err != nil {
+	if err := c.pipe.send(childMessage{Ready: &readyMessage{Warnings: c.warnings}}, nil); err != nil {
 		return err
 	}
 	var m parentMessage

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exit statuses of programs that run a command in a sandbox, as env(1), nohup(1)
@@ -118,11 +120,21 @@ type Process struct {
 	cfg      Config
 	link     Attachment
 	reaper   *reaper
+	ns       namespaces
 	settings Settings
 	warnings []string
 
-	reaped chan struct{} // closed once the command has been waited for
-	once   sync.Once
+	running chan struct{} // closed once Start has succeeded
+	over    chan struct{} // closed once the command has been waited for
+	once    sync.Once
+	end     func() error // ends the link; more calls return the first one's error
+}
+
+// detach takes the link from the network.
+func (p *Process) detach() error {
+	ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
+	defer cancel()
+	return p.link.Detach(ctx)
 }
 
 // Start runs cmd in a sandbox and returns once the command itself is executing.
@@ -150,7 +162,9 @@ func Start(ctx context.Context, cmd *exec.Cmd, cfg Config) (*Process, error) {
 	if cfg.fault == nil {
 		cfg.fault = func(string) error { return nil }
 	}
-	s := &start{p: &Process{cmd: cmd, cfg: cfg, reaped: make(chan struct{})}, ownUserns: !MayMakeNamespaces()}
+	p := &Process{cmd: cmd, cfg: cfg, running: make(chan struct{}), over: make(chan struct{})}
+	p.end = sync.OnceValue(p.detach)
+	s := &start{p: p, ownUserns: !MayMakeNamespaces()}
 	defer s.undo.Run()
 	err := s.run(ctx)
 	if s.unwatch != nil {
@@ -160,7 +174,8 @@ func Start(ctx context.Context, cmd *exec.Cmd, cfg Config) (*Process, error) {
 		return nil, err
 	}
 	s.undo.Keep()
-	return s.p, nil
+	close(p.running)
+	return p, nil
 }
 
 // Settings returns what the network gave the sandbox.
@@ -175,11 +190,9 @@ func (p *Process) Warnings() []string { return slices.Clone(p.warnings) }
 func (p *Process) Wait() error {
 	err := p.cmd.Wait()
 	p.once.Do(func() {
-		close(p.reaped)
+		close(p.over)
 		p.reaper.dismiss()
-		ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
-		defer cancel()
-		if derr := p.link.Detach(ctx); derr != nil && err == nil {
+		if derr := p.end(); derr != nil && err == nil {
 			err = fmt.Errorf("command succeeded, and then: %w", derr)
 		}
 	})
@@ -192,13 +205,53 @@ const detachTimeout = 5 * time.Second
 
 // spawn starts the command's process and holds the OS thread that did until the
 // process has been waited for: its death signal is tied to this thread. Start
-// starts it; it ends when reaped closes, or at once when the start failed.
+// starts it; it ends when over closes, or at once when the start failed.
 func (p *Process) spawn(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err := p.cmd.Start()
 	started <- err
-	if err == nil {
-		<-p.reaped
+	if err != nil {
+		return
 	}
+	select {
+	case <-p.running:
+		p.awaitEnd()
+	case <-p.over:
+	}
+}
+
+// awaitEnd ends the link with the sandbox's last process when nobody waits for
+// the command: the namespace, which the TUN's descriptor keeps, does not tell.
+func (p *Process) awaitEnd() {
+	if !awaitExit(p.cmd.Process) {
+		<-p.over
+		return
+	}
+	for patience := 100 * time.Millisecond; ; patience = time.Second {
+		select {
+		case <-p.over:
+			return
+		case <-time.After(patience):
+		}
+		if !p.ns.inhabited() {
+			_ = p.end() // Wait returns the error
+			<-p.over
+			return
+		}
+	}
+}
+
+// awaitExit waits until a child has exited, and leaves it to be waited for.
+func awaitExit(p *os.Process) bool {
+	var err error
+	handleErr := p.WithHandle(func(pidfd uintptr) {
+		for {
+			err = unix.Waitid(unix.P_PIDFD, int(pidfd), nil, unix.WEXITED|unix.WNOWAIT, nil)
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	return handleErr == nil && err == nil
 }

@@ -18,21 +18,17 @@ import (
 
 // childMessage is what the child says: exactly one field is set.
 type childMessage struct {
-	// Device announces the TUN, whose descriptor comes with this message.
-	Device *deviceMessage `json:"device,omitempty"`
+	// Device announces the TUN, whose descriptor comes with this message, and
+	// says which namespaces it is in.
+	Device *namespaces `json:"device,omitempty"`
 	// Ready says that only execve is left to do.
 	Ready *readyMessage `json:"ready,omitempty"`
 	// Fault ends the set-up.
 	Fault *childFault `json:"fault,omitempty"`
 }
 
-type deviceMessage struct {
-	Netns uint64 `json:"netns"` // inode of N2
-}
-
 type readyMessage struct {
-	Warnings   []string   `json:"warnings,omitempty"`
-	Namespaces namespaces `json:"namespaces"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // childFault is an error on its way to the parent.

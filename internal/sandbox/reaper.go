@@ -1,7 +1,8 @@
 package sandbox
 
 import (
-	"fmt"
+	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -19,17 +20,24 @@ const reapArg = "reap"
 // namespaces identify a sandbox: by two inodes, because the kernel gives the
 // inode of a namespace that is gone to another one.
 type namespaces struct {
-	Net   string `json:"net"` // as the links in /proc/PID/ns have it: net:[N]
-	Mount string `json:"mount"`
+	Net   uint64 `json:"net"`
+	Mount uint64 `json:"mount"`
 }
 
 // ownNamespaces are those of the calling thread.
-func ownNamespaces() (n namespaces, err error) {
-	if n.Net, err = os.Readlink("/proc/thread-self/ns/net"); err != nil {
-		return n, err
+func ownNamespaces() (namespaces, error) { return namespacesOf("thread-self") }
+
+// namespacesOf are those of a process, by its name in /proc.
+func namespacesOf(process string) (n namespaces, err error) {
+	var st unix.Stat_t
+	for kind, inode := range map[string]*uint64{"net": &n.Net, "mnt": &n.Mount} {
+		path := "/proc/" + process + "/ns/" + kind
+		if err := unix.Stat(path, &st); err != nil {
+			return n, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		*inode = st.Ino
 	}
-	n.Mount, err = os.Readlink("/proc/thread-self/ns/mnt")
-	return n, err
+	return n, nil
 }
 
 // reaper is the parent's handle on it.
@@ -38,15 +46,15 @@ type reaper struct {
 	life *os.File // the parent's end of a pipe, closed by the parent's death
 }
 
-// startReaper starts the reaper of a sandbox.
-func startReaper(n namespaces) (*reaper, error) {
+// startReaper starts a reaper, which does nothing before guard.
+func startReaper() (*reaper, error) {
 	theirs, mine, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{childArg0, reapArg, n.Net, n.Mount}
+	cmd.Args = []string{childArg0, reapArg}
 	cmd.ExtraFiles = []*os.File{theirs}
 	// It does nothing for nearly all of its life: a small heap, one thread.
 	cmd.Env = []string{"GOMAXPROCS=1"}
@@ -60,6 +68,9 @@ func startReaper(n namespaces) (*reaper, error) {
 	return &reaper{cmd: cmd, life: mine}, nil
 }
 
+// guard tells the reaper its sandbox.
+func (r *reaper) guard(n namespaces) error { return json.NewEncoder(r.life).Encode(n) }
+
 // dismiss ends the reaper without its having done anything.
 func (r *reaper) dismiss() {
 	r.cmd.Process.Kill()
@@ -68,54 +79,46 @@ func (r *reaper) dismiss() {
 }
 
 // reap is the reaper's whole life.
-func reap(n namespaces) {
-	var b [1]byte
-	for {
-		k, err := unix.Read(3, b[:]) // nothing is ever written
-		if err == unix.EINTR {
-			continue
-		}
-		if k == 0 || err != nil {
-			break
-		}
+func reap() {
+	life, n := os.NewFile(3, "life"), namespaces{}
+	if json.NewDecoder(life).Decode(&n) != nil {
+		return // the parent died before the sandbox was one
 	}
+	_, _ = io.Copy(io.Discard, life) // nothing more is ever written
 	// Processes that are killed may have started others in the meantime.
 	for range 100 {
-		if killAll(n) == 0 {
+		if n.each(func(pidfd int) { _ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) }) == 0 {
 			return
 		}
 		<-time.After(10 * time.Millisecond)
 	}
 }
 
-// killAll kills the processes of a sandbox and returns how many there were.
-func killAll(n namespaces) int {
+// inhabited reports whether a process is left in the namespaces.
+func (n namespaces) inhabited() bool { return n.each(func(int) {}) > 0 }
+
+// each calls fn for the processes in the namespaces and returns how many there
+// are. A descriptor is opened before its process is looked at, so that another
+// one that gets the pid is not taken for it.
+func (n namespaces) each(fn func(pidfd int)) (count int) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0
 	}
-	killed := 0
 	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil && killIfIn(pid, n) {
-			killed++
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
 		}
-	}
-	return killed
-}
-
-// killIfIn kills a process if it is in the namespaces. The descriptor is opened
-// before the process is looked at, so that another one that gets the pid is not
-// hit.
-func killIfIn(pid int, n namespaces) bool {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	for name, want := range map[string]string{"net": n.Net, "mnt": n.Mount} {
-		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, name)); err != nil || got != want {
-			return false
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
 		}
+		if got, err := namespacesOf(e.Name()); err == nil && got == n {
+			fn(fd)
+			count++
+		}
+		unix.Close(fd)
 	}
-	return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil
+	return count
 }

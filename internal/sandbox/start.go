@@ -25,9 +25,7 @@ type start struct {
 	ownUserns bool
 	pipe      *pipe
 	theirs    *os.File
-	inner     uint64 // inode of N2
 	unwatch   func() bool
-	ns        namespaces
 	undo      undo.List
 }
 
@@ -38,10 +36,11 @@ var parentSteps = []struct {
 }{
 	{"open the socket to the set-up process", (*start).openPipe},
 	{"start the set-up process", (*start).startChild},
+	{"start the reaper", (*start).startReaper},
 	{"receive the TUN device", (*start).receiveDevice},
 	{"attach to the network", (*start).attach},
-	{"configure the sandbox", (*start).configure},
-	{"watch over what the command starts", (*start).watch},
+	{"send the settings", (*start).sendSettings},
+	{"configure the sandbox", (*start).awaitReady},
 	{"commit the link", (*start).commit},
 	{"execute the command", (*start).execute},
 }
@@ -98,7 +97,7 @@ func (s *start) startChild(ctx context.Context) error {
 	path, args, files, sys := cmd.Path, cmd.Args, cmd.ExtraFiles, cmd.SysProcAttr
 	fd := 3 + len(files)
 	cmd.Path = "/proc/self/exe"
-	cmd.Args = []string{childArg0, strconv.Itoa(fd)}
+	cmd.Args = []string{childArg0, strconv.Itoa(fd), s.p.cfg.IfName}
 	if s.p.cfg.failChild != "" {
 		cmd.Args = append(cmd.Args, s.p.cfg.failChild)
 	}
@@ -125,7 +124,7 @@ func (s *start) killChild() {
 		s.p.cmd.WaitDelay = time.Millisecond
 	}
 	s.p.cmd.Wait()
-	close(s.p.reaped)
+	close(s.p.over)
 }
 
 // childAttr adds to the caller's wishes what makes the child a sandbox.
@@ -182,34 +181,29 @@ func (s *start) receiveDevice(context.Context) error {
 	if m.Device == nil || s.pipe.file == nil {
 		return errors.New("the set-up process sent no descriptor")
 	}
-	s.inner = m.Device.Netns
-	return nil
+	s.p.ns = *m.Device
+	return s.p.reaper.guard(s.p.ns)
 }
 
 func (s *start) attach(ctx context.Context) error {
 	p := s.p
 	link, err := p.cfg.Network.Attach(ctx, s.pipe.file, LinkSpec{
-		Name: p.cfg.Name, Publish: p.cfg.Publish, Netns: s.inner, IfName: p.cfg.IfName,
+		Name: p.cfg.Name, Publish: p.cfg.Publish, Netns: p.ns.Net, IfName: p.cfg.IfName,
 	})
 	if err != nil {
 		return err
 	}
 	s.pipe.file = nil // the network's now
 	p.link, p.settings = link, link.Settings()
-	s.undo.Add(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
-		defer cancel()
-		_ = link.Detach(ctx) // the error that led here matters more
-	})
+	s.undo.Add(func() { _ = p.detach() }) // the error that led here matters more
 	if p.cfg.Attached != nil {
 		return p.cfg.Attached(p.settings)
 	}
 	return nil
 }
 
-// configure sends the child all that it needs and waits until it has done
-// everything but execve.
-func (s *start) configure(context.Context) error {
+// sendSettings gives the child all that it needs.
+func (s *start) sendSettings(context.Context) error {
 	p := s.p
 	files, err := nameFiles(p.settings, p.cfg)
 	if err != nil {
@@ -232,9 +226,22 @@ func (s *start) configure(context.Context) error {
 			return err
 		}
 	}
-	if err := s.pipe.send(parentMessage{Settings: settings}, nil); err != nil {
-		return err
+	return s.send(parentMessage{Settings: settings})
+}
+
+// send tells the child something. A child that is gone has said why.
+func (s *start) send(m parentMessage) error {
+	err := s.pipe.send(m, nil)
+	if errors.Is(err, unix.EPIPE) {
+		if _, fault := s.receive(); fault != nil {
+			return fault
+		}
 	}
+	return err
+}
+
+// awaitReady waits until the child has done everything but execve.
+func (s *start) awaitReady(context.Context) error {
 	m, err := s.receive()
 	if err != nil {
 		return err
@@ -242,13 +249,14 @@ func (s *start) configure(context.Context) error {
 	if m.Ready == nil {
 		return errors.New("the set-up process did not get ready")
 	}
-	p.warnings, s.ns = m.Ready.Warnings, m.Ready.Namespaces
+	s.p.warnings = m.Ready.Warnings
 	return nil
 }
 
-// watch lets nothing of the sandbox outlive this process, however it ends.
-func (s *start) watch(context.Context) (err error) {
-	if s.p.reaper, err = startReaper(s.ns); err != nil {
+// startReaper lets nothing of the sandbox outlive this process, however it ends.
+// It is done while the set-up process starts, when this one would wait.
+func (s *start) startReaper(context.Context) (err error) {
+	if s.p.reaper, err = startReaper(); err != nil {
 		return err
 	}
 	s.undo.Add(s.p.reaper.dismiss)
@@ -279,7 +287,7 @@ func (s *start) execute(ctx context.Context) error {
 	if !s.unwatch() {
 		return context.Cause(ctx)
 	}
-	if err := s.pipe.send(parentMessage{Go: true}, nil); err != nil {
+	if err := s.send(parentMessage{Go: true}); err != nil {
 		return err
 	}
 	var m childMessage

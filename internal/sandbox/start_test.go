@@ -275,23 +275,77 @@ func TestNetnsStartEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestNetnsNamespaceDiesWithItsProcesses holds the reason for two namespaces:
-// the switch learns that the last process is gone, whoever waits for it.
-func TestNetnsNamespaceDiesWithItsProcesses(t *testing.T) {
+// TestNetnsLinkEndsWithTheLastProcess holds that the switch learns of a sandbox's
+// end although nobody waits for its command.
+func TestNetnsLinkEndsWithTheLastProcess(t *testing.T) {
 	n := newPrivate(t, PrivateConfig{})
-	cmd := exec.Command("sleep", "60")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cmd := exec.Command("sh", "-c", "cat <&3 >/dev/null & exec sleep 60")
+	cmd.ExtraFiles = []*os.File{r}
 	p, err := Start(t.Context(), cmd, Config{Network: n, Name: "box"})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer p.Wait()
+	r.Close()
 	link := n.Switch().Link("box")
+	nstest.WaitFor(t, 10*time.Second, func() bool { return processes(t, p) == 2 })
 	cmd.Process.Kill()
 	select {
 	case <-link.Done():
-	case <-time.After(10 * time.Second):
-		t.Error("the link does not end with the namespace")
+		t.Error("the link ended before the last process")
+	case <-time.After(500 * time.Millisecond):
 	}
-	p.Wait()
+	w.Close() // cat ends
+	select {
+	case <-link.Done():
+	case <-time.After(10 * time.Second):
+		t.Error("the link does not end with the last process")
+	}
+}
+
+// processes counts those of a sandbox.
+func processes(t *testing.T, p *Process) int {
+	t.Helper()
+	return p.ns.each(func(int) {})
+}
+
+// TestNetnsNoNetworkAfterTheCommand holds that what a command leaves running is
+// told that nothing can be reached, within the second that the kernel takes to
+// tell of a lost carrier.
+func TestNetnsNoNetworkAfterTheCommand(t *testing.T) {
+	n := newPrivate(t, PrivateConfig{})
+	dir := t.TempDir()
+	cmd := exec.Command("sh", "-c", `(read line
+		for i in $(seq 50); do ip route get 192.0.2.1 >/dev/null 2>&1 || break; sleep 0.1; done
+		ip -4 route get 192.0.2.1; ip -6 route get 2001:db8::1
+		ip -br link show eth0; echo over) <&3 >out 2>&1 &`)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Dir, cmd.ExtraFiles = dir, []*os.File{r}
+	p, err := Start(t.Context(), cmd, Config{Network: n, Name: "box"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if err := p.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	var out []byte
+	nstest.WaitFor(t, 10*time.Second, func() bool {
+		out, _ = os.ReadFile(dir + "/out")
+		return bytes.HasSuffix(out, []byte("over\n"))
+	})
+	if got := strings.Count(string(out), "unreachable"); got != 2 {
+		t.Errorf("after the command's end its network is\n%s\nwant it unreachable by IPv4 and IPv6", out)
+	}
 }
 
 func TestNetnsWishesThatCannotBeMet(t *testing.T) {
