@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -95,11 +96,12 @@ func linkOwner(key control.LinkKey) ipam.Owner { return ipam.Owner(key.String())
 // store is the daemon's database: one bbolt file. Each change is durable when
 // its method returns.
 type store struct {
-	db *bbolt.DB
+	db   *bbolt.DB
+	lone sync.Mutex // held by a change that had no other before it
 }
 
-// batchDelay is how long a change waits for others to share its sync. Short:
-// a lone attach pays it twice.
+// batchDelay is how long a change that has to wait for another's sync anyway
+// waits for more to share its own.
 const batchDelay = time.Millisecond
 
 // openStore opens the database at path or makes it. It is made under another
@@ -171,13 +173,24 @@ func checkVersion(tx *bbolt.Tx) error {
 
 func (s *store) close() error { return s.db.Close() }
 
+// write makes a change durable: at once where no other is under way, which a
+// lone attach and its commit would wait a millisecond for each, and otherwise
+// together with the others that wait.
+func (s *store) write(change func(*bbolt.Tx) error) error {
+	if !s.lone.TryLock() {
+		return s.db.Batch(change)
+	}
+	defer s.lone.Unlock()
+	return s.db.Update(change)
+}
+
 // put writes one record.
 func (s *store) put(bucket []byte, key string, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("write state of %s: %w", key, err)
 	}
-	if err := s.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), raw) }); err != nil {
+	if err := s.write(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), raw) }); err != nil {
 		return fmt.Errorf("write state of %s: %w", key, err)
 	}
 	return nil
@@ -186,7 +199,7 @@ func (s *store) put(bucket []byte, key string, v any) error {
 func (s *store) putLink(r *linkRecord) error { return s.put(bucketLinks, r.key().String(), r) }
 
 func (s *store) deleteLink(key control.LinkKey) error {
-	err := s.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(bucketLinks).Delete([]byte(key.String())) })
+	err := s.write(func(tx *bbolt.Tx) error { return tx.Bucket(bucketLinks).Delete([]byte(key.String())) })
 	if err != nil {
 		return fmt.Errorf("delete state of link %s: %w", key, err)
 	}
