@@ -56,6 +56,17 @@ func openFiles(t *testing.T) int {
 	return len(d)
 }
 
+// awaitFiles waits until as many descriptors are open as were before: the last
+// one of a device is closed in the background.
+func awaitFiles(t *testing.T, before int) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); openFiles(t) != before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d descriptors are open, %d were before", openFiles(t), before)
+		}
+	}
+}
+
 func TestNetnsCreateMakesADeviceThatIsReadyToOpen(t *testing.T) {
 	ns := nstest.NewNS(t)
 	f := createIn(t, ns, tunnel.Options{})
@@ -385,9 +396,7 @@ func TestNetnsOpenOwnsTheFileOnSuccess(t *testing.T) {
 	if err := dev.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if after := openFiles(t); after != before {
-		t.Errorf("%d descriptors open after Close, %d before Open", after, before)
-	}
+	awaitFiles(t, before)
 	if _, err := f.Read(nil); !errors.Is(err, os.ErrClosed) && !errors.Is(err, io.EOF) {
 		t.Errorf("the file is still open after the device's Close: %v", err)
 	}

@@ -40,7 +40,8 @@ type Device interface {
 	MTU() int
 
 	// Close ends the device, unblocks ReadFrame and frees what the device
-	// owns. Calls after the first return os.ErrClosed.
+	// owns. The kernel may take a moment longer to take the interface away.
+	// Calls after the first return os.ErrClosed.
 	Close() error
 }
 

@@ -185,17 +185,6 @@ func (d *descriptor) writev(t *transfer) error {
 // MTU implements Device.
 func (d *descriptor) MTU() int { return d.mtu }
 
-// Close implements Device.
-func (d *descriptor) Close() error {
-	if err := d.file.Close(); err != nil {
-		if errors.Is(err, os.ErrClosed) {
-			return os.ErrClosed
-		}
-		return fmt.Errorf("close TUN: %w", err)
-	}
-	return nil
-}
-
 // deviceError turns an errno of readv or writev on a TUN or TAP into what the
 // Device contract says.
 func deviceError(op string, errno syscall.Errno) error {

@@ -1,0 +1,98 @@
+package tunnel_test
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nstest"
+	"github.com/usernet/usernet/tunnel"
+	"github.com/usernet/usernet/tunnel/tunneltest"
+)
+
+// hasLinks reports whether a namespace has an interface but lo.
+func hasLinks(t *testing.T, ns *netns.Handle) bool {
+	t.Helper()
+	var list []netlink.Link
+	nstest.In(t, ns, func() (err error) {
+		list, err = netlink.LinkList()
+		return err
+	})
+	return slices.ContainsFunc(list, func(l netlink.Link) bool { return l.Attrs().Name != "lo" })
+}
+
+// awaitNoLinks waits until a namespace has no interface but lo.
+func awaitNoLinks(t *testing.T, ns *netns.Handle) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); hasLinks(t, ns); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the interface is still there 5 s after Close")
+		}
+	}
+}
+
+// TestNetnsCloseDoesNotWaitForTheKernel: closing the last descriptor of a TUN
+// takes the kernel an RCU barrier, no less than two ticks, for which Close does
+// not wait.
+func TestNetnsCloseDoesNotWaitForTheKernel(t *testing.T) {
+	ns := nstest.NewNS(t)
+	quickest := time.Hour // of several: the machine may be busy
+	for range 10 {
+		dev, err := tunnel.Open(createIn(t, ns, tunnel.Options{}), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			_, err := tunneltest.ReadFrame(dev)
+			read <- err
+		}()
+		began := time.Now()
+		if err := dev.Close(); err != nil {
+			t.Fatal(err)
+		}
+		quickest = min(quickest, time.Since(began))
+		if err := <-read; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("ReadFrame = %v, want os.ErrClosed", err)
+		}
+		if err := dev.Close(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("second Close = %v, want os.ErrClosed", err)
+		}
+		awaitNoLinks(t, ns)
+	}
+	if quickest > 3*time.Millisecond {
+		t.Errorf("Close takes no less than %v", quickest)
+	}
+}
+
+// TestNetnsManyClosesAtOnce: beyond those in the background, closes are waited
+// for, and none leaves a device or a descriptor.
+func TestNetnsManyClosesAtOnce(t *testing.T) {
+	ns := nstest.NewNS(t)
+	before := openFiles(t)
+	var devices []tunnel.Device
+	for range 40 {
+		dev, err := tunnel.Open(createIn(t, ns, tunnel.Options{}), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		devices = append(devices, dev)
+	}
+	var all sync.WaitGroup
+	for _, dev := range devices {
+		all.Go(func() {
+			if err := dev.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	awaitNoLinks(t, ns)
+	awaitFiles(t, before)
+}
