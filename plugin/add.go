@@ -39,9 +39,9 @@ type adding struct {
 
 	leased  *types100.Result // the IPAM plugin's result; nil: none was run
 	request control.AttachRequest
-	tun     *os.File   // or TAP
-	device  string     // temporary name in the own namespace
-	sockets []*os.File // of request.Publications, as opened.files
+	tun     *os.File     // or TAP
+	moved   func() error // waits for the end of the device's move
+	sockets []*os.File   // of request.Publications, as opened.files
 	link    *control.Attachment
 	iface   netns.Interface
 	made    outcome
@@ -58,11 +58,12 @@ func (i *invocation) add(ctx context.Context) error {
 	}{
 		{"judge", a.judge},
 		{"namespace", a.openNamespace},
+		{"device", a.sendDevice},
 		{"ipam", a.runIPAM},
-		{"device", a.createDevice},
 		{"listen", a.openPorts},
 		{"attach", a.attach},
-		{"move", a.moveIn},
+		{"move", a.awaitDevice},
+		{"configure", a.configure},
 		{"dhcp", a.askDHCP},
 		{"sysctl", a.setSysctls},
 		{"verify", a.verify},
@@ -202,10 +203,15 @@ func (a *adding) openNamespace(context.Context) error {
 		case err != nil:
 			return fmt.Errorf("look for interface %s in %s: %w", a.params.IfName, a.params.Netns, err)
 		}
-		return fail(types.ErrInvalidEnvironmentVariables,
-			"CNI_IFNAME=%q: CNI_NETNS=%q has an interface of this name already; DEL it first or choose another name",
-			a.params.IfName, a.params.Netns)
+		return a.nameTaken()
 	})
+}
+
+// nameTaken is the error of an interface name that the container has already.
+func (a *adding) nameTaken() error {
+	return fail(types.ErrInvalidEnvironmentVariables,
+		"CNI_IFNAME=%q: CNI_NETNS=%q has an interface of this name already; DEL it first or choose another name",
+		a.params.IfName, a.params.Netns)
 }
 
 // absolute is a path that means the same to the daemon, or "" for one that
@@ -283,10 +289,11 @@ func undoContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 }
 
-// createDevice makes the TUN or TAP in the plugin's own namespace and marks it
-// with whose it is.
-func (a *adding) createDevice(context.Context) error {
-	options := tunnel.Options{MTU: a.conf.MTU, TAP: a.conf.tap()}
+// sendDevice makes the TUN or TAP in the plugin's own namespace, marked with
+// whose it is, and sends it into the container's. That takes longer than all
+// other steps together, and none of them needs it before the addresses are set.
+func (a *adding) sendDevice(context.Context) error {
+	options := tunnel.Options{MTU: a.conf.MTU, TAP: a.conf.tap(), Alias: linkAlias(a.key())}
 	if options.TAP {
 		options.MAC = a.mac
 	}
@@ -295,33 +302,51 @@ func (a *adding) createDevice(context.Context) error {
 		return fail(ErrDevice, "%v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN", err)
 	}
 	a.undo.Add(a.deleteDevice)
-	if a.device, err = tunnel.Name(a.tun); err != nil {
+	name, err := tunnel.Name(a.tun)
+	if err != nil {
 		return fail(ErrDevice, "name of the new device: %v", err)
 	}
-	link, err := netlink.LinkByName(a.device)
-	if err != nil {
-		return fail(ErrDevice, "look up the new device %s: %v", a.device, err)
-	}
-	if err := netlink.LinkSetAlias(link, linkAlias(a.key())); err != nil {
-		return fail(ErrDevice, "set the alias of the new device %s: %v", a.device, err)
-	}
+	a.moved = inBackground(func() error { // on another thread than this
+		return a.own.Do(func() error { return netns.Move(a.target, name, a.params.IfName) })
+	})
 	return nil
 }
 
-// deleteDevice takes createDevice back. It asks the descriptor for namespace
-// and name: once the device has moved on, its temporary name may be that of
-// another plugin's.
+// inBackground runs fn in a goroutine, which ends with fn, and returns a function
+// that waits for it and returns its error.
+func inBackground(fn func() error) (wait func() error) {
+	done := make(chan struct{})
+	var err error
+	go func() {
+		defer close(done)
+		err = fn()
+	}()
+	return func() error {
+		<-done
+		return err
+	}
+}
+
+// deleteDevice takes sendDevice back. It asks the descriptor for namespace and
+// name: what bears a name that the device once had may be another plugin's.
 func (a *adding) deleteDevice() {
+	if a.moved != nil {
+		_ = a.moved() // told by the step "move", if it came to that
+	}
+	where := a.own
 	inode, err := tunnel.NetnsInode(a.tun)
-	if err != nil || inode != a.own.Inode() {
+	if errors.Is(err, tunnel.ErrGone) {
 		return
 	}
-	name, err := tunnel.Name(a.tun)
-	if err == nil {
-		err = netns.DeleteLink(name)
+	if inode == a.target.Inode() {
+		where = a.target
+	}
+	name, nameErr := tunnel.Name(a.tun)
+	if err = errors.Join(err, nameErr); err == nil {
+		err = where.Do(func() error { return netns.DeleteLink(name) })
 	}
 	if err != nil {
-		fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete the device %s: %v\n", a.device, err)
+		fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete the device of %s: %v\n", a.key(), err)
 	}
 }
 
@@ -431,8 +456,20 @@ func (a *adding) rangesKey() string {
 	return fmt.Sprintf("the ranges of the daemon's network %s", a.conf.Name)
 }
 
-// moveIn puts the device into the container and configures it.
-func (a *adding) moveIn(ctx context.Context) error {
+// awaitDevice waits until the device is in the container.
+func (a *adding) awaitDevice(context.Context) error {
+	err := a.moved()
+	if errors.Is(err, netns.ErrExists) {
+		return a.nameTaken()
+	}
+	if err != nil {
+		return fmt.Errorf("move the device into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
+	}
+	return nil
+}
+
+// configure gives the device in the container what the daemon has answered.
+func (a *adding) configure(ctx context.Context) error {
 	reply := &a.link.Reply
 	if (len(reply.Addrs) == 0) != a.request.Unaddressed || len(reply.Gateways) != len(reply.Addrs) {
 		return fail(ErrDaemonProtocol, "attach %s: the daemon answered %d addresses and %d gateways",
@@ -454,14 +491,9 @@ func (a *adding) moveIn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := netns.MoveIn(a.target, a.device, a.iface); err != nil {
-		return fmt.Errorf("move the device into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
+	if err := a.target.Do(func() error { return netns.Configure(a.iface) }); err != nil {
+		return fmt.Errorf("configure %s in CNI_NETNS=%q: %w", a.params.IfName, a.params.Netns, err)
 	}
-	a.undo.Add(func() {
-		if err := a.target.Do(func() error { return netns.DeleteLink(a.params.IfName) }); err != nil {
-			fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete %s: %v\n", a.params.IfName, err)
-		}
-	})
 	return nil
 }
 

@@ -21,23 +21,27 @@
 //  1. Judge: environment, version, configuration, capability arguments, the
 //     namespace (it must be one, and not the plugin's own), the interface name
 //     (it must be free).
-//  2. Addresses: the IPAM plugin that ipam.type names is run, or, for
-//     ipam.type "usernet", the daemon leases them in step 4.
-//  3. In the plugin's own namespace: the device under a temporary name, and one
-//     listening socket for each port mapping and address family (see
-//     "Published ports"). Created outside and moved in, the device's death is
-//     visible at its descriptor, and the sockets are where the runtime's users
-//     expect them (a rootless runtime runs plugins in a namespace of its own).
-//  4. The daemon gets the descriptors and answers with the addresses. The link
+//  2. In the plugin's own namespace: the device, under a temporary name, which is
+//     sent into the container's at once. The kernel takes more time for that
+//     than everything else takes, and the next steps go on meanwhile. Created
+//     outside and moved in, the device's death is visible at its descriptor.
+//  3. Addresses: the IPAM plugin that ipam.type names is run, or, for
+//     ipam.type "usernet", the daemon leases them in step 5.
+//  4. One listening socket for each port mapping and address family (see
+//     "Published ports"), in the plugin's own namespace, where the runtime's
+//     users expect them (a rootless runtime runs plugins in a namespace of its
+//     own).
+//  5. The daemon gets the descriptors and answers with the addresses. The link
 //     is uncommitted: it ends with the connection, so a plugin that dies here
-//     leaves nothing.
-//  5. With the namespace locked against other ADDs: the device is moved into the
-//     container, renamed, given addresses and routes, set up, and compared with
+//     leaves nothing; and the device ends with the plugin's descriptor and the
+//     daemon's, wherever it is on its way.
+//  6. The device is awaited in the container. With the namespace locked against
+//     other ADDs it is given addresses and routes, set up, and compared with
 //     what was wanted. Default routes of several networks get metrics by
 //     the number in the interface's name, so that eth0's is the one in use. Then the
 //     sysctls of the configuration are set.
-//  6. With "hostAccess", the host's side of the network, unless it is there.
-//  7. Commit, then the result is printed in the configuration's version.
+//  7. With "hostAccess", the host's side of the network, unless it is there.
+//  8. Commit, then the result is printed in the configuration's version.
 //
 // Every step puts its inverse on an undo list, which runs in reverse when a
 // later step fails; the last step is the printing, because a runtime that did
@@ -82,9 +86,9 @@
 // address on the container's interface and renews it. It needs a TAP. The
 // switch answers with the address that the daemon has leased to the link, by
 // whose end alone it is freed, so nothing depends on the client: DEL has it
-// release and goes on when its daemon is gone. Step 2 is empty then, and the
-// daemon leases in step 4, from ipam.ranges (the IPAM plugin takes no notice of
-// that key) or from the network of this name. Step 5 brings the device up
+// release and goes on when its daemon is gone. Step 3 is empty then, and the
+// daemon leases in step 5, from ipam.ranges (the IPAM plugin takes no notice of
+// that key) or from the network of this name. Step 6 brings the device up
 // without an IPv4 address, runs the IPAM plugin, and configures what it
 // returned, which must be the link's. IPv6 addresses are configured as without
 // DHCP; DHCPv6 and router advertisements are not served.

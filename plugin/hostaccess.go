@@ -227,7 +227,7 @@ func (j *joining) judgeRoutes(context.Context) error {
 func (j *joining) createHost(context.Context) error {
 	var err error
 	name := j.iface.Name
-	if j.tun, err = tunnel.Create(tunnel.Options{Name: name, MTU: j.iface.MTU}); err != nil {
+	if j.tun, err = tunnel.Create(tunnel.Options{Name: name, MTU: j.iface.MTU, Alias: hostAlias(j.conf.Name)}); err != nil {
 		return fail(ErrDevice, `"hostAccess": %v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN`, err)
 	}
 	j.undo.Add(func() {
@@ -239,13 +239,6 @@ func (j *joining) createHost(context.Context) error {
 			fmt.Fprintf(j.Stderr, "usernet-cni: undo: delete %s: %v\n", name, err)
 		}
 	})
-	link, err := netlink.LinkByName(name)
-	if err == nil {
-		err = netlink.LinkSetAlias(link, hostAlias(j.conf.Name))
-	}
-	if err != nil {
-		return fail(ErrDevice, `"hostAccess": set the alias of %s: %v`, name, err)
-	}
 	return nil
 }
 

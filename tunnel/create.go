@@ -7,7 +7,7 @@ import (
 	"net"
 	"os"
 
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
 )
@@ -44,6 +44,9 @@ type Options struct {
 	// TAP makes a layer-2 device, for [OpenTAP]: its interface has a MAC
 	// address and finds its neighbours by ARP and neighbour discovery.
 	TAP bool
+	// Alias is a note that the interface carries, at most 255 bytes. Empty:
+	// none.
+	Alias string
 	// MAC is a TAP's address. Empty: a random locally administered one, which
 	// [HardwareAddr] tells.
 	MAC net.HardwareAddr
@@ -151,24 +154,25 @@ func negotiate(fd int) (*os.File, string, error) {
 	return dev.File(), name, nil
 }
 
-// adjust gives an interface in the calling thread's namespace its sizes and its
-// MAC address.
+// adjust gives an interface in the calling thread's namespace its sizes, its MAC
+// address and its alias, in one message: each would cost as much as all.
 func adjust(name string, o Options) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("look up interface %s: %w", name, err)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))) // without an index it selects
+	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(o.MTU))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(o.QueueLen))))
+	what := fmt.Sprintf("MTU %d, queue length %d", o.MTU, o.QueueLen)
+	if len(o.MAC) > 0 { // without, the kernel has made one for a TAP
+		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, o.MAC))
+		what += fmt.Sprintf(", MAC address %v", o.MAC)
 	}
-	if err := netlink.LinkSetMTU(link, o.MTU); err != nil {
-		return fmt.Errorf("set MTU %d on %s: %w", o.MTU, name, err)
+	if o.Alias != "" {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(o.Alias)))
+		what += fmt.Sprintf(", alias %q", o.Alias)
 	}
-	if err := netlink.LinkSetTxQLen(link, o.QueueLen); err != nil {
-		return fmt.Errorf("set queue length %d on %s: %w", o.QueueLen, name, err)
-	}
-	if len(o.MAC) == 0 {
-		return nil // the kernel has made one for a TAP
-	}
-	if err := netlink.LinkSetHardwareAddr(link, o.MAC); err != nil {
-		return fmt.Errorf("set MAC address %v on %s: %w", o.MAC, name, err)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set %s on %s: %w", what, name, err)
 	}
 	return nil
 }

@@ -111,7 +111,8 @@ func TestNetnsCreateRefusesWithoutLeak(t *testing.T) {
 		"name taken":    {tunnel.Options{Name: "taken"}, unix.EBUSY, `create TUN "taken": TUNSETIFF: an interface of this name exists already`},
 		"name too long": {tunnel.Options{Name: "sixteen-letters!"}, unix.EINVAL, "longer than 15 bytes"},
 		"bad name":      {tunnel.Options{Name: "a/b"}, unix.EINVAL, `create TUN "a/b": TUNSETIFF`},
-		"bad MTU":       {tunnel.Options{Name: "small", MTU: 20}, unix.EINVAL, "set MTU 20 on small"},
+		"long alias":    {tunnel.Options{Name: "noted", Alias: strings.Repeat("x", 256)}, unix.ERANGE, `alias "xxx`},
+		"bad MTU":       {tunnel.Options{Name: "small", MTU: 20}, unix.EINVAL, "set MTU 20, queue length 1000 on small"},
 	} {
 		err := ns.Do(func() error {
 			f, err := tunnel.Create(test.options)

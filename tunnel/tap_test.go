@@ -21,7 +21,7 @@ import (
 
 func TestNetnsCreateMakesATAPThatIsReadyToOpen(t *testing.T) {
 	ns := nstest.NewNS(t)
-	f := createIn(t, ns, tunnel.Options{TAP: true, MAC: containerMAC, MTU: 1400})
+	f := createIn(t, ns, tunnel.Options{TAP: true, MAC: containerMAC, MTU: 1400, Alias: "whose it is"})
 	if err := tunnel.ValidateTAP(f); err != nil {
 		t.Error(err)
 	}
@@ -30,7 +30,7 @@ func TestNetnsCreateMakesATAPThatIsReadyToOpen(t *testing.T) {
 		t.Errorf("interface = %+v, want un0 of %v, broadcast, down with MTU 1400", i, containerMAC)
 	}
 	details := nstest.Exec(t, ns, "ip", "-details", "link", "show", "un0")
-	for _, want := range []string{"tun type tap", "vnet_hdr on", "qlen 1000"} {
+	for _, want := range []string{"tun type tap", "vnet_hdr on", "qlen 1000", "alias whose it is"} {
 		if !strings.Contains(details, want) {
 			t.Errorf("no %q in\n%s", want, details)
 		}

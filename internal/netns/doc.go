@@ -13,8 +13,9 @@
 // # Moving an interface in
 //
 // [MoveIn] takes a device that was created in the current namespace, moves it
-// into the target, gives it its wanted name there and calls [Configure]. Each
-// step has an undo, and a failure leaves both namespaces as they were.
+// into the target under its wanted name ([Move]) and calls [Configure]. Each
+// step has an undo, and a failure leaves both namespaces as they were. Who has
+// something else to do meanwhile calls Move and Configure.
 //
 // # What is written under /proc/sys/net
 //
