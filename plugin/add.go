@@ -19,7 +19,6 @@ import (
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/undo"
-	"github.com/usernet/usernet/tunnel"
 )
 
 // undoPatience bounds each step back, which runs on after the request for the
@@ -289,67 +288,6 @@ func undoContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 }
 
-// sendDevice makes the TUN or TAP in the plugin's own namespace, marked with
-// whose it is, and sends it into the container's. That takes longer than all
-// other steps together, and none of them needs it before the addresses are set.
-func (a *adding) sendDevice(context.Context) error {
-	options := tunnel.Options{MTU: a.conf.MTU, TAP: a.conf.tap(), Alias: linkAlias(a.key())}
-	if options.TAP {
-		options.MAC = a.mac
-	}
-	var err error
-	if a.tun, err = tunnel.Create(options); err != nil {
-		return fail(ErrDevice, "%v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN", err)
-	}
-	a.undo.Add(a.deleteDevice)
-	name, err := tunnel.Name(a.tun)
-	if err != nil {
-		return fail(ErrDevice, "name of the new device: %v", err)
-	}
-	a.moved = inBackground(func() error { // on another thread than this
-		return a.own.Do(func() error { return netns.Move(a.target, name, a.params.IfName) })
-	})
-	return nil
-}
-
-// inBackground runs fn in a goroutine, which ends with fn, and returns a function
-// that waits for it and returns its error.
-func inBackground(fn func() error) (wait func() error) {
-	done := make(chan struct{})
-	var err error
-	go func() {
-		defer close(done)
-		err = fn()
-	}()
-	return func() error {
-		<-done
-		return err
-	}
-}
-
-// deleteDevice takes sendDevice back. It asks the descriptor for namespace and
-// name: what bears a name that the device once had may be another plugin's.
-func (a *adding) deleteDevice() {
-	if a.moved != nil {
-		_ = a.moved() // told by the step "move", if it came to that
-	}
-	where := a.own
-	inode, err := tunnel.NetnsInode(a.tun)
-	if errors.Is(err, tunnel.ErrGone) {
-		return
-	}
-	if inode == a.target.Inode() {
-		where = a.target
-	}
-	name, nameErr := tunnel.Name(a.tun)
-	if err = errors.Join(err, nameErr); err == nil {
-		err = where.Do(func() error { return netns.DeleteLink(name) })
-	}
-	if err != nil {
-		fmt.Fprintf(a.Stderr, "usernet-cni: undo: delete the device of %s: %v\n", a.key(), err)
-	}
-}
-
 // openPorts opens the host side of the port mappings. Closing it again is
 // close's, which runs in any case.
 func (a *adding) openPorts(ctx context.Context) error {
@@ -454,18 +392,6 @@ func (a *adding) rangesKey() string {
 		return `"ipam.ranges"`
 	}
 	return fmt.Sprintf("the ranges of the daemon's network %s", a.conf.Name)
-}
-
-// awaitDevice waits until the device is in the container.
-func (a *adding) awaitDevice(context.Context) error {
-	err := a.moved()
-	if errors.Is(err, netns.ErrExists) {
-		return a.nameTaken()
-	}
-	if err != nil {
-		return fmt.Errorf("move the device into CNI_NETNS=%q as %s: %w", a.params.Netns, a.params.IfName, err)
-	}
-	return nil
 }
 
 // configure gives the device in the container what the daemon has answered.

@@ -3,12 +3,9 @@ package tunnel_test
 import (
 	"errors"
 	"os"
-	"slices"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nstest"
@@ -16,25 +13,10 @@ import (
 	"github.com/usernet/usernet/tunnel/tunneltest"
 )
 
-// hasLinks reports whether a namespace has an interface but lo.
-func hasLinks(t *testing.T, ns *netns.Handle) bool {
-	t.Helper()
-	var list []netlink.Link
-	nstest.In(t, ns, func() (err error) {
-		list, err = netlink.LinkList()
-		return err
-	})
-	return slices.ContainsFunc(list, func(l netlink.Link) bool { return l.Attrs().Name != "lo" })
-}
-
 // awaitNoLinks waits until a namespace has no interface but lo.
 func awaitNoLinks(t *testing.T, ns *netns.Handle) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); hasLinks(t, ns); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the interface is still there 5 s after Close")
-		}
-	}
+	nstest.WaitFor(t, 5*time.Second, func() bool { return len(interfaces(t, ns)) == 0 })
 }
 
 // TestNetnsCloseDoesNotWaitForTheKernel: closing the last descriptor of a TUN

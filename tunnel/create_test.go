@@ -60,11 +60,7 @@ func openFiles(t *testing.T) int {
 // one of a device is closed in the background.
 func awaitFiles(t *testing.T, before int) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); openFiles(t) != before; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d descriptors are open, %d were before", openFiles(t), before)
-		}
-	}
+	nstest.WaitFor(t, 5*time.Second, func() bool { return openFiles(t) == before })
 }
 
 func TestNetnsCreateMakesADeviceThatIsReadyToOpen(t *testing.T) {
