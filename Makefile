@@ -49,11 +49,12 @@ test: ## Lint and all three rings, after installing what they need
 .PHONY: unit
 unit: ## Ring 1: no root needed, with the race detector
 	@$(GO) test -json -race -p $(JOBS) -timeout 10m -skip '^TestNetns' -run '$(RUN)' $(PKGS) | $(REPORT)
-	@$(GO) -C bench test -run '$(RUN)' ./...
+	@$(GO) -C bench test -skip '^TestNetns' -run '$(RUN)' ./...
 
 .PHONY: netns
 netns: ## Ring 2: real TUNs in namespaces that the tests make; speed counts, so no race detector
 	@$(GO) test -json -p $(JOBS) -timeout 10m -count=1 -run '^TestNetns.*$(RUN)' $(PKGS) | $(REPORT)
+	@$(GO) -C bench test -json -count=1 -run '^TestNetns.*$(RUN)' ./... | $(REPORT)
 
 .PHONY: runtimes
 runtimes: $(CNITOOL) $(CLIENTS) ## Ring 3: built binaries with real runtimes and clients; needs root

@@ -5,16 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 )
 
-// bridge is the kernel: bridge, veth, masquerading and DNAT.
+// bridge is the kernel: bridge, veth, masquerading and DNAT. Its devices have
+// usernet's MTU, so that containers can be compared that speak with each other;
+// towards the outside the routes have Ethernet's.
 type bridge struct{}
 
 func (*bridge) Name() string    { return "bridge" }
 func (*bridge) Missing() string { return missing("nft", "nftables") }
 
 func (*bridge) Traits() Traits {
-	return Traits{MTU: 1500, Egress: true, V6: true, Publish: true, Peers: []string{"10.66.0.2", "10.66.0.3"}}
+	return Traits{MTU: largeMTU, Egress: true, V6: true, Publish: true, Peers: []string{"10.66.0.2", "10.66.0.3"}}
 }
 
 func (*bridge) Version() string {
@@ -39,16 +42,17 @@ add rule inet bench pre ip daddr %s tcp dport %d dnat ip to 10.66.0.2:%d`, hostV
 		in(t.Host, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"),
 		in(t.Host, "nft", rules),
 	}
+	large, ethernet := strconv.Itoa(largeMTU), strconv.Itoa(ethernetMTU)
 	for i, c := range t.Containers {
 		port := fmt.Sprintf("port%d", i)
 		steps = append(steps, [][]string{
-			{"ip", "-n", t.Host, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", c},
+			{"ip", "-n", t.Host, "link", "add", port, "mtu", large, "type", "veth", "peer", "name", "eth0", "mtu", large, "netns", c},
 			{"ip", "-n", t.Host, "link", "set", port, "master", "br0", "up"},
 			{"ip", "-n", c, "addr", "add", fmt.Sprintf("10.66.0.%d/24", i+2), "dev", "eth0"},
 			{"ip", "-n", c, "addr", "add", fmt.Sprintf("fd66::%d/64", i+2), "dev", "eth0", "nodad"},
 			{"ip", "-n", c, "link", "set", "eth0", "up"},
-			{"ip", "-n", c, "route", "add", "default", "via", "10.66.0.1"},
-			{"ip", "-n", c, "route", "add", "default", "via", "fd66::1"},
+			{"ip", "-n", c, "route", "add", "default", "via", "10.66.0.1", "mtu", ethernet},
+			{"ip", "-n", c, "route", "add", "default", "via", "fd66::1", "mtu", ethernet},
 		}...)
 	}
 	return runAll(ctx, steps)

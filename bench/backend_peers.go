@@ -9,9 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
+
+// mtuFlag gives a peer the MTU that it is fastest with.
+var mtuFlag = "--mtu=" + strconv.Itoa(largeMTU)
 
 // slirp is slirp4netns at its best MTU, one process per container.
 type slirp struct {
@@ -24,7 +28,7 @@ func (*slirp) Missing() string { return missing("slirp4netns", "slirp4netns") }
 func (*slirp) Version() string { return versionOf("slirp4netns", "--version") }
 
 func (*slirp) Traits() Traits {
-	return Traits{MTU: 65520, Egress: true, Publish: true, Userspace: true, DNS: "10.0.2.3"}
+	return Traits{MTU: largeMTU, Egress: true, Publish: true, Userspace: true, DNS: "10.0.2.3"}
 }
 
 func (s *slirp) Up(ctx context.Context, t *Topology) (err error) {
@@ -33,7 +37,7 @@ func (s *slirp) Up(ctx context.Context, t *Topology) (err error) {
 	}
 	for i, c := range t.Containers {
 		api := filepath.Join(s.dir, c)
-		p, err := start(in(t.Host, "slirp4netns", "--configure", "--mtu=65520", "--netns-type=path",
+		p, err := start(in(t.Host, "slirp4netns", "--configure", mtuFlag, "--netns-type=path",
 			"--api-socket="+api, "/run/netns/"+c, "tap0")...)
 		if err != nil {
 			return err
@@ -91,7 +95,7 @@ func (*pasta) Missing() string { return missing("pasta", "passt") }
 func (*pasta) Version() string { return versionOf("pasta", "--version") }
 
 func (*pasta) Traits() Traits {
-	return Traits{MTU: 65520, Egress: true, V6: true, Publish: true, Userspace: true}
+	return Traits{MTU: largeMTU, Egress: true, V6: true, Publish: true, Userspace: true}
 }
 
 func (p *pasta) Up(ctx context.Context, t *Topology) error {
@@ -100,7 +104,7 @@ func (p *pasta) Up(ctx context.Context, t *Topology) error {
 		if i == 0 {
 			tcp = fmt.Sprintf("%s/%d", hostV4, publishedPort)
 		}
-		proc, err := start(in(t.Host, "pasta", "--foreground", "--config-net", "--no-map-gw", "--runas", "0", "--mtu", "65520", "--ns-ifname", "eth0",
+		proc, err := start(in(t.Host, "pasta", "--foreground", "--config-net", "--no-map-gw", "--runas", "0", mtuFlag, "--ns-ifname", "eth0",
 			"-t", tcp, "-u", "none", "-T", "none", "-U", "none", "--netns", "/run/netns/"+c)...)
 		if err != nil {
 			return err
@@ -132,11 +136,11 @@ func (*rootlesskit) Missing() string {
 }
 func (*rootlesskit) Version() string { return versionOf("rootlesskit", "--version") }
 
-func (*rootlesskit) Traits() Traits { return Traits{MTU: 65520, Publish: true, Userspace: true} }
+func (*rootlesskit) Traits() Traits { return Traits{MTU: largeMTU, Publish: true, Userspace: true} }
 
 func (r *rootlesskit) Up(ctx context.Context, t *Topology) error {
 	p, err := startSandbox(ctx, t, 0, []string{
-		"rootlesskit", "--net=slirp4netns", "--mtu=65520", "--disable-host-loopback",
+		"rootlesskit", "--net=slirp4netns", mtuFlag, "--disable-host-loopback",
 		"--port-driver=builtin", "-p", fmt.Sprintf("%s:%d:%d/tcp", hostV4, publishedPort, publishedPort), "--",
 	})
 	if p != nil {
@@ -152,7 +156,8 @@ func (r *rootlesskit) Down(*Topology) error {
 }
 
 // tapVsock is gvisor-tap-vsock: gvproxy on the host, gvforwarder with a TAP in
-// the container, as a virtual machine has it.
+// the container, as a virtual machine has it, and three times as fast with a
+// large MTU as with its default.
 type tapVsock struct {
 	dir   string // of the two executables
 	sock  string
@@ -164,7 +169,7 @@ func (v *tapVsock) Missing() string { return notBuilt(v.dir, "gvproxy") }
 func (v *tapVsock) Version() string { return versionOf(filepath.Join(v.dir, "gvproxy"), "--version") }
 
 func (*tapVsock) Traits() Traits {
-	return Traits{MTU: 1500, Egress: true, Publish: true, Userspace: true, DNS: "192.168.127.1"}
+	return Traits{MTU: largeMTU, Egress: true, Publish: true, Userspace: true, DNS: "192.168.127.1"}
 }
 
 func (v *tapVsock) Up(ctx context.Context, t *Topology) (err error) {
@@ -177,15 +182,15 @@ func (v *tapVsock) Up(ctx context.Context, t *Topology) (err error) {
 	err = runAll(ctx, [][]string{
 		{"ip", "-n", c, "tuntap", "add", "tap0", "mode", "tap"},
 		{"ip", "-n", c, "addr", "add", "192.168.127.2/24", "dev", "tap0"},
-		{"ip", "-n", c, "link", "set", "tap0", "up", "mtu", "1500"},
+		{"ip", "-n", c, "link", "set", "tap0", "up", "mtu", strconv.Itoa(largeMTU)},
 		{"ip", "-n", c, "route", "add", "default", "via", "192.168.127.1"},
 	})
 	if err != nil {
 		return err
 	}
 	for _, argv := range [][]string{
-		in(t.Host, filepath.Join(v.dir, "gvproxy"), "-listen", "unix://"+v.sock, "-ssh-port", "-1"),
-		in(c, filepath.Join(v.dir, "gvforwarder"), "-preexisting", "-iface", "tap0", "-mtu", "1500", "-stop-if-exist", "", "-url", "unix://"+v.sock),
+		in(t.Host, filepath.Join(v.dir, "gvproxy"), "-listen", "unix://"+v.sock, "-ssh-port", "-1", mtuFlag),
+		in(c, filepath.Join(v.dir, "gvforwarder"), "-preexisting", "-iface", "tap0", mtuFlag, "-stop-if-exist", "", "-url", "unix://"+v.sock),
 	} {
 		p, err := start(argv...)
 		if err != nil {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // usernet is this project as containers meet it: the daemon and the plugin.
@@ -17,14 +16,13 @@ type usernet struct {
 	bin    string // directory of the binaries
 	dir    string // socket and state
 	daemon *process
-	added  []string
 }
 
 func (*usernet) Name() string { return "usernet" }
 
 func (*usernet) Traits() Traits {
 	return Traits{
-		MTU: 65520, Egress: true, V6: true, Publish: true, Userspace: true,
+		MTU: largeMTU, Egress: true, V6: true, Publish: true, Userspace: true,
 		Peers: []string{"10.88.0.2", "10.88.0.3"}, DNS: "10.88.0.1",
 	}
 }
@@ -35,7 +33,7 @@ func (u *usernet) Version() string { return usernetVersion(u.bin) }
 
 func notBuilt(dir, name string) string {
 	if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-		return fmt.Sprintf("%s is not built: make build bench-tools", filepath.Join(dir, name))
+		return fmt.Sprintf("%s is not built: make bench builds it", filepath.Join(dir, name))
 	}
 	return ""
 }
@@ -66,44 +64,59 @@ func (u *usernet) Up(ctx context.Context, t *Topology) (err error) {
 		if err := u.cni(ctx, t.Host, "ADD", c, i == 0); err != nil {
 			return err
 		}
-		u.added = append(u.added, c)
 	}
 	return nil
 }
 
-func (u *usernet) Down(t *Topology) error {
-	var errs []error
-	for _, c := range u.added {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		errs = append(errs, u.cni(ctx, t.Host, "DEL", c, false))
-		cancel()
+// grow makes more containers until there are n.
+func (u *usernet) grow(ctx context.Context, t *Topology, n int) error {
+	have := len(t.Containers)
+	if err := t.AddContainers(ctx, n-have); err != nil {
+		return err
 	}
-	u.added = nil
-	u.daemon.stop()
-	u.daemon = nil
-	return errors.Join(append(errs, os.RemoveAll(u.dir))...)
+	return together(t.Containers[have:], func(name string) error { return u.cni(ctx, t.Host, "ADD", name, false) })
 }
 
-// cniConfig is the conflist entry of the benchmark's network.
-const cniConfig = `{"cniVersion":"1.0.0","name":"bench","type":"usernet","socket":%q,"capabilities":{"portMappings":true},
- "ipam":{"type":"usernet","ranges":[[{"subnet":"10.88.0.0/16"}],[{"subnet":"fd88::/64"}]]}%s}`
+// shrink deletes containers until there are n.
+func (u *usernet) shrink(ctx context.Context, t *Topology, n int) error {
+	err := together(t.Containers[n:], func(name string) error { return u.cni(ctx, t.Host, "DEL", name, false) })
+	return errors.Join(err, t.KeepContainers(n))
+}
+
+// Down removes the containers first: the kernel takes twenty milliseconds for
+// each device that the end of the daemon removes, and next to none for those
+// that go with a namespace.
+func (u *usernet) Down(t *Topology) error {
+	err := t.KeepContainers(0)
+	u.daemon.stop()
+	u.daemon = nil
+	return errors.Join(err, os.RemoveAll(u.dir))
+}
+
+// config is the configuration of the benchmark's network. A daemon that died is
+// an error, and not a reason to start another.
+func (u *usernet) config(publish bool) string {
+	runtime := "{}"
+	if publish {
+		runtime = fmt.Sprintf(`{"portMappings":[{"hostPort":%d,"containerPort":%d,"protocol":"tcp","hostIP":%q}]}`,
+			publishedPort, publishedPort, hostV4)
+	}
+	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":"bench","type":"usernet","socket":%q,"autostart":false,
+		"capabilities":{"portMappings":true},"runtimeConfig":%s,
+		"ipam":{"type":"usernet","ranges":[[{"subnet":"10.88.0.0/16"}],[{"subnet":"fd88::/64"}]]}}`, u.socket(), runtime)
+}
 
 // cni runs one verb of the plugin in the host's namespace.
 func (u *usernet) cni(ctx context.Context, host, verb, container string, publish bool) error {
-	args := ""
-	if publish {
-		args = fmt.Sprintf(`,"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":%d,"protocol":"tcp","hostIP":%q}]}`,
-			publishedPort, publishedPort, hostV4)
-	}
-	return cniVerb(ctx, host, u.bin+"/usernet-cni", u.bin, verb, container, fmt.Sprintf(cniConfig, u.socket(), args))
+	return cniVerb(ctx, host, cniPlugin(u), verb, container, u.config(publish))
 }
 
 // cniVerb runs one verb of a plugin in the host's namespace.
-func cniVerb(ctx context.Context, host, plugin, path, verb, container, config string) error {
+func cniVerb(ctx context.Context, host, plugin, verb, container, config string) error {
 	argv := in(host, plugin)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container,
-		"CNI_NETNS=/run/netns/"+container, "CNI_IFNAME=eth0", "CNI_PATH="+path)
+		"CNI_NETNS=/run/netns/"+container, "CNI_IFNAME=eth0", "CNI_PATH="+filepath.Dir(plugin))
 	cmd.Stdin = strings.NewReader(config)
 	if out, err := cmd.Output(); err != nil {
 		return fmt.Errorf("%s %s %s: %w: %s", filepath.Base(plugin), verb, container, err, tail(string(out)))
@@ -120,7 +133,7 @@ type usernetRun struct {
 func (*usernetRun) Name() string { return "usernet-run" }
 
 func (*usernetRun) Traits() Traits {
-	return Traits{MTU: 65520, Egress: true, V6: true, Publish: true, Userspace: true, DNS: "10.83.0.1"}
+	return Traits{MTU: largeMTU, Egress: true, V6: true, Publish: true, Userspace: true, DNS: "10.83.0.1"}
 }
 
 func (u *usernetRun) Missing() string { return notBuilt(u.bin, "usernet") }

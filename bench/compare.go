@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"text/tabwriter"
 )
 
@@ -22,25 +23,45 @@ func compareFiles(w io.Writer, oldPath, newPath string) error {
 	}
 	for path, r := range map[string]*Report{oldPath: older, newPath: newer} {
 		if !r.Complete {
-			return fmt.Errorf("%s: the run was interrupted or a backend was missing: not to be compared", path)
+			return fmt.Errorf("%s: %w", path, errIncomplete)
 		}
 	}
-	if older.CPU != newer.CPU || older.CPUs != newer.CPUs || older.Kernel != newer.Kernel {
-		return fmt.Errorf("%s and %s are of different machines: %d × %s, Linux %s and %d × %s, Linux %s", oldPath, newPath,
-			older.CPUs, older.CPU, older.Kernel, newer.CPUs, newer.CPU, newer.Kernel)
+	if err := older.sameMachine(newer); err != nil {
+		return fmt.Errorf("%s and %s: %w", oldPath, newPath, err)
+	}
+	if older.Seconds != newer.Seconds {
+		return fmt.Errorf("%s and %s: loads of %g and of %g s", oldPath, newPath, older.Seconds, newer.Seconds)
 	}
 	return compare(w, older, newer)
 }
 
-// compare prints each figure that both have.
+var errIncomplete = errors.New("the run was interrupted, or a backend or tool was missing: not to be compared")
+
+// sameMachine says how the machines of two results differ.
+func (r *Report) sameMachine(other *Report) error {
+	if r.CPU == other.CPU && r.CPUs == other.CPUs && r.Kernel == other.Kernel {
+		return nil
+	}
+	return fmt.Errorf("of different machines: %d × %s, Linux %s and %d × %s, Linux %s",
+		r.CPUs, r.CPU, r.Kernel, other.CPUs, other.CPU, other.Kernel)
+}
+
+// compare prints each figure of usernet that the older result has, if the newer
+// one has it or failed to give it.
 func compare(w io.Writer, older, newer *Report) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "SCENARIO\tBACKEND\tOLD\tNEW\tUNIT\tNEW IS\t")
-	worse := false
+	worse, lines := false, 0
 	for i := range newer.Rows {
 		row := &newer.Rows[i]
 		before := older.find(row.Scenario, row.Backend)
-		if before == nil || len(before.Samples) == 0 || len(row.Samples) == 0 || !ours(row.Backend) {
+		if before == nil || len(before.Samples) == 0 || !ours(row.Backend) {
+			continue
+		}
+		lines++
+		if len(row.Samples) == 0 {
+			fmt.Fprintf(tw, "%s\t%s\t%s\tno figure\t%s\t\tworse\n", row.Scenario, row.Backend, number(before.Median), row.Unit)
+			worse = true
 			continue
 		}
 		verdict := judge(before, row)
@@ -51,7 +72,10 @@ func compare(w io.Writer, older, newer *Report) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	if worse {
+	switch {
+	case lines == 0:
+		return errors.New("the results have no figure of usernet in common")
+	case worse:
 		return errWorse
 	}
 	return nil
@@ -59,13 +83,20 @@ func compare(w io.Writer, older, newer *Report) error {
 
 func ours(backend string) bool { return backend == "usernet" || backend == "usernet-run" }
 
-// judge says whether a figure changed by more than the rounds differ among
-// themselves: all of one result's samples lie beyond all of the other's.
+// smallChange is what a figure may change by without a verdict, however little
+// the rounds differ among themselves.
+const smallChange = 0.05
+
+// judge says whether a figure changed by more than the rounds of both results
+// differ among themselves, taken together. One sample has no such difference,
+// and gets no verdict.
 func judge(before, after *Row) string {
-	if before.Min <= after.Max && after.Min <= before.Max {
+	change := math.Abs(after.Median - before.Median)
+	if len(before.Samples) < 2 || len(after.Samples) < 2 ||
+		change <= before.Max-before.Min+after.Max-after.Min || change <= smallChange*before.Median {
 		return ""
 	}
-	if row := after; row.better(after.Median, before.Median) > 1 {
+	if after.better(after.Median, before.Median) > 1 {
 		return "better"
 	}
 	return "worse"

@@ -21,7 +21,7 @@ func main() {
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -41,7 +41,7 @@ func command() *cobra.Command {
 		Use: "bench", Short: "Measure usernet beside its peers", Long: long,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), compareCommand(), plotCommand(), listCommand())
+	root.AddCommand(runCommand(), compareCommand(), mergeCommand(), plotCommand(), listCommand())
 	return root
 }
 
@@ -59,8 +59,8 @@ func runCommand() *cobra.Command {
 			if b.backends, err = regexp.Compile(through); err != nil {
 				return fmt.Errorf("--backend: %w", err)
 			}
-			if os.Geteuid() != 0 {
-				return fmt.Errorf("namespaces and bridges need root: sudo %s", os.Args[0])
+			if err := b.check(); err != nil {
+				return err
 			}
 			if bin, err = filepath.Abs(bin); err != nil {
 				return err
@@ -96,13 +96,32 @@ func compareCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "compare OLD.json NEW.json", Short: "Compare usernet's figures of two results of one machine",
 		Long: `Prints each figure of usernet in both results, and how it changed beside the
-spread of both. Refuses results that are incomplete or of different machines.
-Exit status 1 when a figure got worse by more than both spreads.`,
+spread of both. Refuses results that are incomplete, of different machines or of
+loads of different length. Exit status 1 when a figure got worse by more than
+both spreads together and a twentieth, or is gone.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return compareFiles(cmd.OutOrStdout(), args[0], args[1])
 		},
 	}
+}
+
+func mergeCommand() *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use: "merge -o PATH PIECE.json PIECE.json...", Short: "Make one result of a run's pieces",
+		Long: `Makes one result of pieces of a run that was too long to be made at once: other
+scenarios, or further rounds of the same ones. Backends are compared only as
+they met, so a scenario has the same backends in all its pieces. Refuses pieces
+that are incomplete, or of different machines, commits, versions or loads.`,
+		Example: "  bench run --rounds 1 --scenario '^egress-tcp4' -o /tmp/1\n  bench run --rounds 1 --scenario '^egress-tcp4' -o /tmp/2\n" +
+			"  bench run --scenario rr -o /tmp/3\n  bench merge -o results/today /tmp/1.json /tmp/2.json /tmp/3.json",
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error { return mergeFiles(out, args) },
+	}
+	cmd.Flags().StringVarP(&out, "output", "o", "", "write `PATH`.json, PATH.md and PATH-*.png")
+	_ = cmd.MarkFlagRequired("output") // it errs for flags that are not there
+	return cmd
 }
 
 func plotCommand() *cobra.Command {

@@ -2,8 +2,8 @@ package main
 
 import (
 	"image/color"
+	"regexp"
 	"slices"
-	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -12,24 +12,29 @@ import (
 	"gonum.org/v1/plot/vg"
 )
 
-// chart is a picture of some scenarios that share a unit.
+// chart is a picture of some figures that share a unit.
 type chart struct {
 	file, title string
-	prefixes    []string // of the scenarios
+	figures     *regexp.Regexp
 }
 
 var charts = []chart{
-	{"throughput", "TCP throughput, Gbit/s (longer is better)", []string{"egress-tcp4", "egress-tcp6", "peer-tcp4", "published-tcp4"}},
-	{"latency", "Round trip, µs (shorter is better)", []string{"tcp-rr", "udp-rr"}},
-	{"connections", "Connections and queries a second (longer is better)", []string{"crr", "dns"}},
+	{"egress4", "TCP to and from the outside over IPv4, Gbit/s (longer is better)", regexp.MustCompile(`^egress-tcp4-[^/]*$`)},
+	{"egress6", "TCP to and from the outside over IPv6, Gbit/s (longer is better)", regexp.MustCompile(`^egress-tcp6-[^/]*$`)},
+	{"streams", "TCP between containers and by a published port, and UDP, Gbit/s (longer is better)",
+		regexp.MustCompile(`^(peer|published)-[^/]*$|^egress-udp4-up/(at-1%-lost|flood-received)$`)},
+	{"latency", "Round trip, µs (shorter is better)", regexp.MustCompile(`^(tcp|udp)-rr/`)},
+	{"connections", "Connections and queries a second (longer is better)", regexp.MustCompile(`^(crr-.*|dns)$`)},
+	{"growth-throughput", "TCP beside idle containers, Gbit/s (longer is better)", regexp.MustCompile(`^growth/\d+-up$`)},
+	{"growth-latency", "TCP round trip beside idle containers, µs (shorter is better)", regexp.MustCompile(`^growth/\d+-rr`)},
 }
 
-// plot draws every chart that the report has rows for.
+// plot draws every chart that the report has figures for.
 func (r *Report) plot(path string) error {
 	for _, c := range charts {
 		var names []string
 		for _, name := range r.names() {
-			if !strings.HasSuffix(name, "/cpu") && slices.ContainsFunc(c.prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			if c.figures.MatchString(name) {
 				names = append(names, name)
 			}
 		}

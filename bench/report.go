@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -26,10 +27,10 @@ type Report struct {
 	MTU      map[string]int    `json:"mtu"` // of each backend's container devices
 	Seconds  float64           `json:"seconds"`
 	Rounds   int               `json:"rounds"`
-	// Complete is false when the run was interrupted or a backend was
+	// Complete is false when the run was interrupted, or a backend or tool was
 	// missing: such a report is not to be compared with another.
 	Complete bool              `json:"complete"`
-	Skipped  map[string]string `json:"skipped,omitempty"` // backend to reason
+	Skipped  map[string]string `json:"skipped,omitempty"` // backend or tool to reason
 	Rows     []Row             `json:"rows"`
 }
 
@@ -245,7 +246,7 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# %s\n\nCommit %s, Linux %s, %d × %s, %s. Medians of %d interleaved rounds, %g s each load; in brackets lowest and highest.\n",
+	fmt.Fprintf(&b, "# %s\n\nCommit %s, Linux %s, %d × %s, %s. Medians of %d interleaved rounds, %g s each load; in brackets lowest and highest, where there are several.\n",
 		r.Date.Format("2006-01-02 15:04"), r.Commit, r.Kernel, r.CPUs, r.CPU, r.Go, r.Rounds, r.Seconds)
 	if !r.Complete {
 		b.WriteString("\n**Incomplete**: not to be compared.\n")
@@ -261,9 +262,13 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, unit, strings.Join(cells, " | "))
 	}
-	b.WriteString("\n| | version | MTU |\n|---|---|---|\n")
+	b.WriteString("\n| | version | MTU of devices |\n|---|---|---|\n")
 	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
-		fmt.Fprintf(&b, "| %s | %s | %d |\n", name, r.Versions[name], r.MTU[name])
+		mtu := ""
+		if r.MTU[name] != 0 {
+			mtu = strconv.Itoa(r.MTU[name])
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, r.Versions[name], mtu)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -273,6 +278,9 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 func (w *Row) cell() string {
 	if len(w.Samples) == 0 {
 		return "no figure"
+	}
+	if len(w.Samples) == 1 {
+		return number(w.Median)
 	}
 	return fmt.Sprintf("%s (%s–%s)", number(w.Median), number(w.Min), number(w.Max))
 }
