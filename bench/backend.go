@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"os/exec"
-	"slices"
 )
 
 // publishedPort is the port of the host's address hostV4 that a backend leads
@@ -55,9 +54,4 @@ func backends(bin, tools string) []Backend {
 func hasAddress(namespace, name string) bool {
 	out, err := exec.Command("ip", "-n", namespace, "-4", "-br", "addr", "show", "dev", name).Output()
 	return err == nil && bytes.Contains(out, []byte("."))
-}
-
-// has reports whether a backend of that name is among some.
-func has(some []Backend, name string) bool {
-	return slices.ContainsFunc(some, func(b Backend) bool { return b.Name() == name })
 }
