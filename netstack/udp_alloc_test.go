@@ -81,20 +81,27 @@ func udpSender(tb testing.TB, target netip.AddrPort, payload int) (*Link, func()
 	}
 }
 
-// The way back allocates nothing either, batches of datagrams included.
-func TestUDPReceivingDoesNotAllocate(t *testing.T) {
+// udpReceiver returns a link with a flow to a socket of the host, and what that
+// socket's reader holds of an answer, its data aside.
+func udpReceiver(tb testing.TB) (*Link, *natPeer, *natInput) {
 	sinkhole, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer sinkhole.Close()
+	tb.Cleanup(func() { sinkhole.Close() })
 	target := sinkhole.LocalAddr().(*net.UDPAddr).AddrPort()
-	l, once := udpSender(t, target, 1)
+	l, once := udpSender(tb, target, 1)
 	once() // opens the flow
-	p := l.nat.udp.find(natKey{ap(l.addrs[0], 5000), ap(l.s.gateway4, target.Port())})
 	in := new(natInput)
+	in.from, in.segment, in.hops = target, 1200, 64
+	return l, l.nat.udp.find(natKey{ap(l.addrs[0], 5000), ap(l.s.gateway4, target.Port())}), in
+}
+
+// The way back allocates nothing either, batches of datagrams included.
+func TestUDPReceivingDoesNotAllocate(t *testing.T) {
+	l, p, in := udpReceiver(t)
 	for _, size := range []int{1, 60000} {
-		in.from, in.data, in.segment, in.hops = target, in.buf[:size], 1200, 64
+		in.data = in.buf[:size]
 		if allocs := testing.AllocsPerRun(1000, func() { l.s.udp.deliver(p.sock, in) }); allocs != 0 {
 			t.Errorf("%v allocations for %d bytes", allocs, size)
 		}
@@ -118,6 +125,20 @@ func BenchmarkUDPOut(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				once()
+			}
+		})
+	}
+}
+
+func BenchmarkUDPIn(b *testing.B) {
+	for _, payload := range []int{1, 60000} {
+		b.Run(strconv.Itoa(payload), func(b *testing.B) {
+			l, p, in := udpReceiver(b)
+			in.data = in.buf[:payload]
+			b.SetBytes(int64(payload))
+			b.ReportAllocs()
+			for b.Loop() {
+				l.s.udp.deliver(p.sock, in)
 			}
 		})
 	}
