@@ -6,7 +6,7 @@
 // per round. Rounds are interleaved over the backends, so that a machine's
 // moods meet all of them alike, and the median of the rounds is reported with
 // the lowest and highest. A peer that stalls is reported as such, with what it
-// printed.
+// printed. What takes minutes is measured once a run, on a backend just started.
 //
 // The topology is private: a namespace that plays the host, joined by a veth
 // pair to a namespace that plays the outside, and container namespaces. Nothing
@@ -16,7 +16,7 @@
 // Throughput comes from iperf3, small messages from the probe (probe.go), which
 // is this executable started again inside the namespaces. Their kernels reuse
 // ports in TIME_WAIT and have a wide range of them; else TIME_WAIT would be
-// what is measured.
+// what is measured. README.md tells what each scenario is.
 //
 // It is a module of its own, so that programs that use usernet do not inherit
 // its peers and its plots.

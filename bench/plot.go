@@ -21,8 +21,8 @@ type chart struct {
 var charts = []chart{
 	{"egress4", "TCP to and from the outside over IPv4, Gbit/s (longer is better)", regexp.MustCompile(`^egress-tcp4-[^/]*$`)},
 	{"egress6", "TCP to and from the outside over IPv6, Gbit/s (longer is better)", regexp.MustCompile(`^egress-tcp6-[^/]*$`)},
-	{"streams", "TCP between containers and by a published port, and UDP, Gbit/s (longer is better)",
-		regexp.MustCompile(`^(peer|published)-[^/]*$|^egress-udp4-up/(at-1%-lost|flood-received)$`)},
+	{"streams", "TCP between containers and by a published port, Gbit/s (longer is better)", regexp.MustCompile(`^(peer|published)-[^/]*$`)},
+	{"udp", "Datagrams that arrive, Gbit/s (longer is better)", regexp.MustCompile(`^egress-udp4-up/(at-1%-lost|flood-received)$`)},
 	{"latency", "Round trip, µs (shorter is better)", regexp.MustCompile(`^(tcp|udp)-rr/`)},
 	{"connections", "Connections and queries a second (longer is better)", regexp.MustCompile(`^(crr-.*|dns)$`)},
 	{"growth-throughput", "TCP beside idle containers, Gbit/s (longer is better)", regexp.MustCompile(`^growth/\d+-up$`)},
@@ -77,6 +77,7 @@ func (r *Report) draw(c chart, names []string, file string) error {
 		p.Legend.Add(backend, bars)
 	}
 	p.NominalY(names...)
+	p.Y.Min, p.Y.Max = -0.6, float64(len(names))-0.4 // whole groups at both ends
 	p.X.Max *= 1.4 // room for the legend
 	height := vg.Points(80 + float64(len(names)*(len(shown)+2)*thick))
 	return p.Save(24*vg.Centimeter, height, file)
@@ -87,6 +88,8 @@ func newPlot(title string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text = title
 	p.X.Min = 0
+	p.Title.Padding = vg.Points(6)
+	p.Y.Label.Text = " " // a margin, without which long names are cut
 	p.Legend.Top = true
 	for style, size := range map[*text.Style]vg.Length{
 		&p.Title.TextStyle: 11, &p.X.Tick.Label: 9, &p.Y.Tick.Label: 9, &p.Legend.TextStyle: 9,
