@@ -71,9 +71,12 @@ func (s *Switch) AttachHost(dev tunnel.Device, cfg HostLinkConfig) (*Link, error
 	case s.hosts[name] != nil:
 		return nil, &OpError{Op: "attach host", Object: name, Err: fmt.Errorf("%w by another host link", ErrNameInUse)}
 	}
+	l.worker = s.workers.pick()
+	if err := l.prepareReader(); err != nil {
+		return nil, &OpError{Op: "attach host", Object: name, Err: err}
+	}
 	s.hosts[name] = l
-	l.wg.Add(1)
-	go l.readLoop()
+	l.startReader()
 	s.log.Debug("host link attached", "link", name)
 	return l, nil
 }

@@ -78,25 +78,25 @@ func (a *acceptor) accept() {
 	}
 }
 
-// serve carries one client's connection into the network and then is a pump of
-// its relay. accept starts it; the dial is bounded in time, the relay by its
-// ends, and the link's end cuts both.
-func (a *acceptor) serve(host net.Conn) {
-	client, err := addrPortOf(host.RemoteAddr())
+// serve carries one client's connection into the network, to its relay. accept
+// starts it; the dial is bounded in time, and the link's end cuts it.
+func (a *acceptor) serve(conn net.Conn) {
+	client, err := addrPortOf(conn.RemoteAddr())
 	if err != nil {
-		abortHost(host)
+		conn.Close()
 		return
 	}
-	if c, ok := host.(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		_ = c.SetKeepAliveConfig(hostKeepalive) // without it a dead client is found late, not never
+	host, err := socketOf(conn)
+	if err != nil {
+		a.t.s.log.Warn("accept on a published port", "publication", a.pub, "client", client, "err", err)
+		return
 	}
+	setHostOptions(host)
 	l := a.pub.link
 	source, target := a.t.s.sourceFor(l, client, a.pub.port)
 	v := a.t.s.decideIngress(l, packet.ProtoTCP, source, target)
 	if v.Action != policy.Forward {
-		abortHost(host)
+		abortSocket(host)
 		l.drop(dropForPolicy(v.Reason))
 		return
 	}
@@ -106,11 +106,11 @@ func (a *acceptor) serve(host net.Conn) {
 	})
 	rel := newRelay(a.t, l, tuple{}, fl, host)
 	if err := a.t.connect(rel, source, target); err != nil {
-		abortHost(host)
+		abortSocket(host)
 		fl.fail(err.Error())
 		return
 	}
-	rel.run()
+	rel.post()
 }
 
 // connect dials a link's port for a relay. A client's port that another

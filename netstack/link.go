@@ -68,6 +68,8 @@ type Link struct {
 	mtu       int
 	limits    Limits
 	dev       tunnel.Device
+	worker    *worker
+	reader    *reader                // nil: a goroutine reads the device, see readLoop
 	bandwidth Bandwidth              // Switch.mu guards it
 	pacer     bucketSlot             // the reader's
 	shaper    atomic.Pointer[shaper] // of packets to the container; nil: never limited
@@ -214,6 +216,7 @@ func (l *Link) Detach(ctx context.Context) error {
 func (l *Link) detach(cause error) {
 	l.s.removeLink(l)
 	close(l.stop)
+	l.stopReader()
 	l.dev.Close()
 	l.wg.Wait()
 	l.s.tcp.linkGone(l)
@@ -232,8 +235,9 @@ func (l *Link) detach(cause error) {
 	close(l.gone)
 }
 
-// readLoop moves frames from the container into the switch. Attach starts it;
-// it ends when the device is closed or dies; detach waits for it.
+// readLoop moves frames from a container whose device cannot be watched into the
+// switch. Attach starts it; it ends when the device is closed or dies; detach
+// waits for it.
 func (l *Link) readLoop() {
 	defer l.wg.Done()
 	var f frame
@@ -252,14 +256,19 @@ func (l *Link) readLoop() {
 			l.drop(DropDeviceGone)
 			continue
 		}
-		l.counters.packets[fromContainer].Add(1)
-		l.counters.bytes[fromContainer].Add(uint64(f.pkt.Len))
-		l.captures.see(true, f.bufs, 0)
-		if l.host {
-			l.s.fromHost(l, &f)
-			continue
-		}
-		l.s.fromContainer(l, &f)
+		l.take(&f)
+	}
+}
+
+// take counts a frame from the container and sends it where it belongs.
+func (l *Link) take(f *frame) {
+	l.counters.packets[fromContainer].Add(1)
+	l.counters.bytes[fromContainer].Add(uint64(f.pkt.Len))
+	l.captures.see(true, f.bufs, 0)
+	if l.host {
+		l.s.fromHost(l, f)
+	} else {
+		l.s.fromContainer(l, f)
 	}
 }
 

@@ -3,8 +3,8 @@ package netstack
 import (
 	"errors"
 	"io"
-	"net"
 	"sync"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -33,23 +33,17 @@ type batch struct {
 	n, next int // pieces there are, and the first not yet written whole
 	bytes   int
 	wrote   int
-	err     error
-	writev  func(fd uintptr) bool // b.onWritable, bound once
 	limited tcpip.LimitedWriter
 }
 
-var batches = sync.Pool{New: func() any {
-	b := new(batch)
-	b.writev = b.onWritable
-	return b
-}}
+var batches = sync.Pool{New: func() any { return new(batch) }}
 
 var errBatchFull = errors.New("batch full")
 
 // peek points the batch at the receive queue's memory. The memory stays until
 // it is consumed.
 func (b *batch) peek(ep tcpip.Endpoint) (int, tcpip.Error) {
-	b.n, b.next, b.bytes, b.wrote, b.err = 0, 0, 0, 0, nil
+	b.n, b.next, b.bytes, b.wrote = 0, 0, 0, 0
 	_, err := ep.Read(b, tcpip.ReadOptions{Peek: true})
 	return b.bytes, err
 }
@@ -59,7 +53,7 @@ func (b *batch) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if b.n == batchPieces {
+	if b.full() {
 		return 0, errBatchFull
 	}
 	b.iov[b.n].Base = &p[0]
@@ -69,6 +63,9 @@ func (b *batch) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// full reports whether the receive queue may hold more pieces than the batch.
+func (b *batch) full() bool { return b.n == batchPieces }
+
 // consume takes the first n bytes from the receive queue.
 func (b *batch) consume(ep tcpip.Endpoint, n int) {
 	clear(b.iov[:b.n])
@@ -76,41 +73,26 @@ func (b *batch) consume(ep tcpip.Endpoint, n int) {
 		return
 	}
 	b.limited = tcpip.LimitedWriter{W: io.Discard, N: int64(n)}
-	// They are there, and only this pump takes from the queue.
+	// They are there, and only the relay takes from the queue.
 	_, _ = ep.Read(&b.limited, tcpip.ReadOptions{})
 	ep.ModerateRecvBuf(n)
 }
 
-// send writes the batch to the host, waiting for room, and returns how much of
-// it got there.
-func (b *batch) send(r *relay) (int, error) {
-	if r.raw == nil {
-		return b.sendConn(r.host)
-	}
-	if err := r.raw.Write(b.writev); err != nil {
-		return b.wrote, err
-	}
-	return b.wrote, b.err
-}
-
-// onWritable writes until everything is written (true) or there is no room
-// (false: call again when there is).
-func (b *batch) onWritable(fd uintptr) bool {
+// send writes the batch to the host, without waiting for room: EAGAIN says that
+// there was none for the rest.
+func (b *batch) send(fd int) error {
 	for b.next < b.n {
-		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&b.iov[b.next])), uintptr(b.n-b.next))
+		n, _, errno := syscall.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&b.iov[b.next])), uintptr(b.n-b.next))
 		switch errno {
 		case 0:
 			b.wrote += int(n)
 			b.advance(int(n))
 		case unix.EINTR:
-		case unix.EAGAIN:
-			return false
 		default:
-			b.err = errno
-			return true
+			return errno
 		}
 	}
-	return true
+	return nil
 }
 
 // advance skips n written bytes.
@@ -128,18 +110,6 @@ func (b *batch) advance(n int) {
 	}
 }
 
-// sendConn writes the batch to a host side that is no socket.
-func (b *batch) sendConn(host net.Conn) (int, error) {
-	for i := range b.iov[:b.n] {
-		n, err := host.Write(unsafe.Slice(b.iov[i].Base, b.iov[i].Len))
-		b.wrote += n
-		if err != nil {
-			return b.wrote, err
-		}
-	}
-	return b.wrote, nil
-}
-
 // chunk is a burst of bytes on the way from the host to the container, as a
 // tcpip.Payloader: the first ones in own memory, the rest still in the host
 // socket. Its length must be exact, since gVisor asks until it has as much as
@@ -147,8 +117,9 @@ func (b *batch) sendConn(host net.Conn) (int, error) {
 // reads that socket.
 type chunk struct {
 	mem        [chunkSize]byte
-	start, end int // of mem
-	rest       int // bytes still in the socket
+	start, end int  // of mem
+	rest       int  // bytes still in the socket
+	more       bool // the socket may have more than that
 	fd         int
 }
 
@@ -190,60 +161,15 @@ func (c *chunk) fill(fd int) error {
 		return io.EOF
 	}
 	c.fd, c.start, c.end, c.rest = fd, 0, n, 0
-	if n < len(c.mem) {
+	if c.more = n == len(c.mem); !c.more {
 		return nil
 	}
-	more, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	left, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err != nil {
 		return err
 	}
-	c.rest = min(more, burstSize)
+	c.rest = min(left, burstSize)
 	return nil
-}
-
-// receiveRaw moves the host socket's bytes to the container until either ends.
-// One call to the poller serves the whole life of the pump.
-func (r *relay) receiveRaw() error {
-	var end error
-	err := r.raw.Read(func(fd uintptr) bool {
-		for !r.isCut() {
-			c := chunks.Get().(*chunk)
-			err := c.fill(int(fd))
-			if err == nil {
-				err = r.offer(c)
-			}
-			chunks.Put(c)
-			if errors.Is(err, unix.EAGAIN) {
-				return false
-			}
-			if err != nil {
-				end = err
-				return true
-			}
-		}
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	return end
-}
-
-// receive is receiveRaw for a host side that is no socket. It has to hold a
-// buffer while it waits.
-func (r *relay) receive() error {
-	c := chunks.Get().(*chunk)
-	defer chunks.Put(c)
-	for {
-		n, err := r.host.Read(c.mem[:])
-		c.start, c.end, c.rest = 0, n, 0
-		if oerr := r.offer(c); oerr != nil {
-			return oerr
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 func read(fd int, p []byte) (int, error) {

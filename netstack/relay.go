@@ -3,211 +3,283 @@ package netstack
 import (
 	"errors"
 	"io"
-	"net"
-	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/usernet/usernet/internal/eventloop"
 )
 
 // relay joins the two ends of a terminated TCP connection: the container's,
 // which is an endpoint of the stack, and the host's, which is a host socket.
 //
-// Two pumps move bytes, one per direction, each a goroutine, without a copy of
-// ours and without a buffer while there is nothing to move. A pump ends when
-// its source has sent FIN and passes the FIN on; the other goes on. The last
-// pump to end closes both ends.
+// It runs on its link's worker, whenever one of the ends has something new: the
+// host's tells the worker, edge by edge, the container's leaves a mark and posts
+// the relay (NotifyEvent). Bytes move without a copy of ours and without a
+// buffer while there is nothing to move. A direction ends when its source has
+// sent FIN and passes the FIN on; the other goes on. When both have ended, the
+// relay closes both ends.
 //
-// An end that fails, in either pump, cuts the relay: both pumps end, and both
-// ends that still live are reset.
+// An end that fails cuts the relay: both ends that still live are reset.
 //
-// The endpoint is closed only after both pumps have ended. Until then nothing
-// frees its receive queue, not even a RST from the container, and that is what
-// makes it safe to write to the host from the queue's own memory.
+// The endpoint is closed by the relay alone. Until then nothing frees its
+// receive queue, not even a RST from the container, and that is what makes it
+// safe to write to the host from the queue's own memory.
 type relay struct {
-	events
 	t    *tcpNAT
 	link *Link
 	key  tuple
 	flow *flow
 	ep   tcpip.Endpoint
-	host net.Conn
-	raw  syscall.RawConn // host's; nil if it is no socket
 
-	pumps atomic.Int32
-	cause atomic.Pointer[string] // why the relay was cut; nil while it was not
+	queue waiter.Queue
+	entry waiter.Entry
+
+	// What has become of the container's end since the relay last looked, and
+	// whether the relay waits to be run.
+	readable, writable, posted atomic.Bool
+	cause                      atomic.Pointer[string] // why the relay was cut; nil while it was not
+
+	// The worker's own.
+	host         int // host socket, which the relay owns
+	watch        eventloop.Watch
+	begun, ended bool
+	hostReadable bool
+	hostWritable bool
+	hostEnding   bool // the host's end has sent FIN, or failed
+	fromDone     bool // the container's FIN has been passed on
+	toDone       bool // the host's FIN has been passed on
+	held         *chunk
+	orphan       *time.Timer // runs while the container takes the end
 }
 
-// past is a deadline that has passed.
-var past = time.Unix(1, 0)
+// maxBursts is how often a direction may move bytes before others on the worker
+// have their turn.
+const maxBursts = 4
 
-// newRelay prepares a relay. The endpoint follows, for the stack makes it
-// around the relay's queue. cut may come from then on.
-func newRelay(t *tcpNAT, l *Link, key tuple, fl *flow, host net.Conn) *relay {
-	r := &relay{t: t, link: l, key: key, flow: fl, host: host}
-	r.events.init()
-	if sc, ok := host.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			r.raw = raw
-		}
-	}
+// newRelay prepares a relay, which owns the host socket from then on. The
+// endpoint follows, for the stack makes it around the relay's queue. cut may come
+// from then on.
+func newRelay(t *tcpNAT, l *Link, key tuple, fl *flow, host int) *relay {
+	r := &relay{t: t, link: l, key: key, flow: fl, host: host, hostReadable: true, hostWritable: true}
+	r.readable.Store(true)
+	r.writable.Store(true)
 	return r
 }
 
-// run relays until both directions have ended. It is one of the two pumps
-// itself and may return while the other goes on.
-func (r *relay) run() {
-	setKeepalive(r.ep)
-	r.pumps.Store(2)
-	r.register(r)
-	go r.pumpToContainer()
-	r.pumpFromContainer()
+// post has the relay run soon. The first time, it begins.
+func (r *relay) post() {
+	if !r.posted.Swap(true) {
+		r.link.worker.loop.Post(r)
+	}
 }
 
-// NotifyEvent is called by the stack. Besides waking the pumps it frees the one
-// that waits for the host when the container's end is no more: after a reset
-// there is nothing left to wait for; after a quiet close only the host's bytes
-// have lost their reader.
+// NotifyEvent is called by the stack, with the endpoint's lock held or not.
 func (r *relay) NotifyEvent(mask waiter.EventMask) {
-	r.events.NotifyEvent(mask)
-	if mask&(waiter.EventHUp|waiter.EventErr) == 0 {
-		return
+	if mask&(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+		r.readable.Store(true)
 	}
-	switch endpointState(r.ep) {
-	case tcp.StateError:
-		_ = r.host.SetDeadline(past)
-	case tcp.StateClose:
-		_ = r.host.SetReadDeadline(past)
+	if mask&(waiter.WritableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+		r.writable.Store(true)
 	}
+	r.post()
 }
 
-// cut ends the relay from outside or from a pump: both pumps end soon, and
-// both ends are reset. Only the first cause is kept.
+// cut ends the relay from outside: it ends soon, and both ends are reset. Only
+// the first cause is kept.
 func (r *relay) cut(cause string) {
 	if r.cause.CompareAndSwap(nil, &cause) {
-		_ = r.host.SetDeadline(past)
-		token(r.readable)
-		token(r.writable)
+		r.post()
 	}
 }
 
 func (r *relay) isCut() bool { return r.cause.Load() != nil }
 
-// pumpFromContainer moves bytes from the container to the host. run's caller
-// runs it; it ends with the container's FIN or when the relay is cut.
-func (r *relay) pumpFromContainer() {
-	defer r.pumpEnded()
-	for !r.isCut() {
+// Ready is told of the host socket by the worker.
+func (r *relay) Ready(events uint32) {
+	const ending = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	if events&(unix.EPOLLIN|ending) != 0 {
+		r.hostReadable = true
+	}
+	if events&(unix.EPOLLOUT|ending) != 0 {
+		r.hostWritable = true
+	}
+	if events&ending != 0 {
+		r.hostEnding = true
+	}
+	r.step()
+}
+
+// Run implements eventloop.Task.
+func (r *relay) Run() {
+	r.posted.Store(false)
+	r.step()
+}
+
+// step does what there is to do.
+func (r *relay) step() {
+	if r.ended {
+		return
+	}
+	if !r.begun && !r.isCut() {
+		r.begin()
+	}
+	again := r.moveFromContainer()
+	again = r.moveToContainer() || again
+	r.finish()
+	if again && !r.ended {
+		r.post()
+	}
+}
+
+// begin has both ends tell what is new.
+func (r *relay) begin() {
+	r.begun = true
+	setKeepalive(r.ep)
+	r.entry.Init(r, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
+	r.queue.EventRegister(&r.entry)
+	var err error
+	r.watch, err = r.link.worker.loop.Add(r.host, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, r)
+	if err != nil {
+		r.cut("watch the host socket: " + err.Error())
+	}
+}
+
+// moveFromContainer moves bytes from the container to the host until there are
+// no more, or no room. It reports true when there may be more of both.
+func (r *relay) moveFromContainer() (again bool) {
+	for range maxBursts {
+		if r.fromDone || r.isCut() || !r.hostWritable || !r.readable.Swap(false) {
+			return false
+		}
 		b := batches.Get().(*batch)
 		n, err := b.peek(r.ep)
 		if n > 0 {
-			wrote, werr := b.send(r)
-			r.flow.add(fromContainer, 1, wrote)
+			werr := b.send(r.host)
+			wrote := b.wrote
 			b.consume(r.ep, wrote)
+			more := wrote < n || b.full() || endpointState(r.ep) != tcp.StateEstablished
 			batches.Put(b)
-			if werr != nil {
+			r.flow.add(fromContainer, 1, wrote)
+			if more {
+				r.readable.Store(true)
+			}
+			if werr == unix.EAGAIN {
+				r.hostWritable = false
+			} else if werr != nil {
 				r.failed(werr, "host")
-				return
+				return false
 			}
 			continue
 		}
 		batches.Put(b)
 		switch err.(type) {
 		case *tcpip.ErrWouldBlock:
-			<-r.readable
 		case *tcpip.ErrClosedForReceive:
 			r.containerEnded()
-			return
 		default:
 			r.failed(tcpipError(err), "container")
-			return
 		}
 	}
+	return true
 }
 
 // containerEnded handles the end of the container's bytes: its FIN, which the
-// host side gets as well, or a reset whose error the other pump has seen.
+// host side gets as well, or a reset.
 func (r *relay) containerEnded() {
-	switch endpointState(r.ep) {
-	case tcp.StateError:
+	r.fromDone = true
+	if endpointState(r.ep) == tcp.StateError {
 		r.cut("reset by container")
-		return
-	case tcp.StateClose: // before NotifyEvent could see it, perhaps
-		_ = r.host.SetReadDeadline(past)
+	} else if err := unix.Shutdown(r.host, unix.SHUT_WR); err != nil {
+		r.failed(err, "host")
 	}
-	if c, ok := r.host.(interface{ CloseWrite() error }); ok {
-		if err := c.CloseWrite(); err != nil {
-			r.failed(err, "host")
-		}
-		return
-	}
-	// A host side that cannot half-close has no way to tell its peer; all it
-	// can do is to end.
-	r.cut("closed by container")
 }
 
-// pumpToContainer moves bytes from the host to the container. run starts it;
-// it ends with the host's FIN or when the relay is cut.
-func (r *relay) pumpToContainer() {
-	defer r.pumpEnded()
-	var err error
-	if r.raw != nil {
-		err = r.receiveRaw()
-	} else {
-		err = r.receive()
+// moveToContainer moves bytes from the host to the container until there are no
+// more, or no room. It reports true when there may be more of both.
+func (r *relay) moveToContainer() (again bool) {
+	for range maxBursts {
+		if r.toDone || r.isCut() || r.held == nil && !r.hostReadable || !r.writable.Load() {
+			return false
+		}
+		if r.held == nil && !r.receive() {
+			continue
+		}
+		if !r.offer() {
+			return false
+		}
 	}
-	switch {
-	case r.isCut():
-	case errors.Is(err, io.EOF):
+	return true
+}
+
+// receive reads the beginning of a burst from the host, or learns that there is
+// none.
+func (r *relay) receive() bool {
+	c := chunks.Get().(*chunk)
+	switch err := c.fill(r.host); {
+	case err == nil:
+		// A read that got less than it asked for has left nothing, and what
+		// comes later is told. But an end that came with the last bytes was told
+		// already.
+		r.hostReadable = c.more || r.hostEnding
+		r.held = c
+		return true
+	case err == unix.EAGAIN:
+		r.hostReadable = false
+	case err == io.EOF:
+		r.toDone = true
 		if terr := r.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
 			r.failed(tcpipError(terr), "container")
 		}
-	case errors.Is(err, os.ErrDeadlineExceeded): // NotifyEvent's
-		r.cut("reset by container")
 	default:
-		end, cerr := "host", (*containerError)(nil)
-		if errors.As(err, &cerr) {
-			end, err = "container", cerr.error
-		}
-		r.failed(err, end)
+		r.failed(err, "host")
 	}
+	chunks.Put(c)
+	return false
 }
 
-// containerError marks an error of the container's end.
-type containerError struct{ error }
-
-// offer gives p's bytes to the container's end, waiting for room.
-func (r *relay) offer(p tcpip.Payloader) error {
-	for p.Len() > 0 {
-		n, err := r.ep.Write(p, tcpip.WriteOptions{})
+// offer gives the container's end what is held, as much as it takes, and reports
+// whether that was all.
+func (r *relay) offer() bool {
+	for r.held.Len() > 0 {
+		r.writable.Store(false)
+		n, err := r.ep.Write(r.held, tcpip.WriteOptions{})
 		if n > 0 {
 			r.flow.add(toContainer, 1, int(n))
 		}
 		switch err.(type) {
 		case nil:
+			r.writable.Store(true)
 		case *tcpip.ErrWouldBlock:
-			<-r.writable
+			return false
 		case *tcpip.ErrBadBuffer: // the host's end broke while it was read
-			return io.ErrUnexpectedEOF
+			r.failed(io.ErrUnexpectedEOF, "host")
+			return false
 		default:
-			return &containerError{tcpipError(err)}
-		}
-		if r.isCut() {
-			return net.ErrClosed
+			r.failed(tcpipError(err), "container")
+			return false
 		}
 	}
-	return nil
+	r.release()
+	return true
+}
+
+// release gives back what is held.
+func (r *relay) release() {
+	if r.held != nil {
+		chunks.Put(r.held)
+		r.held = nil
+	}
 }
 
 // failed cuts the relay for an error of one of its ends.
 func (r *relay) failed(err error, end string) {
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded): // NotifyEvent's
-		r.cut("reset by container")
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED):
 		r.cut("reset by " + end)
 	case errors.Is(err, syscall.ETIMEDOUT):
@@ -217,45 +289,58 @@ func (r *relay) failed(err error, end string) {
 	}
 }
 
-// pumpEnded counts the pumps out; the last one closes both ends.
-func (r *relay) pumpEnded() {
-	if r.pumps.Add(-1) > 0 {
-		return
-	}
-	if !r.isCut() {
-		r.host.Close()
-		r.awaitContainer()
-	}
-	r.unregister()
-	cause := ""
-	if c := r.cause.Load(); c != nil {
-		cause = *c
-		// Abort tells the container by RST, if it is still there to be told.
-		r.ep.Abort()
-		if c, ok := r.host.(interface{ SetLinger(int) error }); ok {
-			_ = c.SetLinger(0)
-		}
-		r.host.Close()
-	} else {
+// finish ends the relay if there is nothing left to do for it.
+func (r *relay) finish() {
+	done := r.fromDone && r.toDone
+	switch state := endpointState(r.ep); {
+	case r.isCut():
+		r.abort()
+	case !done && (state == tcp.StateError || state == tcp.StateClose):
+		// After a reset there is nothing left to wait for; after a quiet
+		// close the host's bytes have lost their reader.
+		r.cut("reset by container")
+		r.abort()
+	case done && over(r.ep):
+		r.closeHost()
 		r.ep.Close()
+		r.end("")
+	case done && r.orphan == nil:
+		// The container has yet to take everything, FIN included: what it
+		// leaves lying stays on its own account.
+		r.closeHost()
+		r.orphan = time.AfterFunc(orphanTimeout, func() { r.cut("container does not take the end") })
+	}
+}
+
+// abort resets both ends. The container learns it if it is still there to be
+// told.
+func (r *relay) abort() {
+	if r.host >= 0 {
+		lingerNot(r.host)
+	}
+	r.closeHost()
+	r.ep.Abort()
+	r.end(*r.cause.Load())
+}
+
+func (r *relay) closeHost() {
+	if r.host >= 0 {
+		r.watch.Remove()
+		unix.Close(r.host)
+		r.host = -1
+	}
+}
+
+// end takes the relay from the link's flows.
+func (r *relay) end(cause string) {
+	r.ended = true
+	r.release()
+	if r.orphan != nil {
+		r.orphan.Stop()
+	}
+	if r.begun {
+		r.queue.EventUnregister(&r.entry)
 	}
 	r.flow.close(cause)
 	r.t.ended(r.link, r.key, r)
-}
-
-// awaitContainer waits until the container has taken everything, FIN included,
-// so that what it leaves lying stays on its own account.
-func (r *relay) awaitContainer() {
-	if over(r.ep) {
-		return
-	}
-	timer := time.NewTimer(orphanTimeout)
-	defer timer.Stop()
-	for !over(r.ep) && !r.isCut() {
-		select {
-		case <-r.readable:
-		case <-timer.C:
-			r.cut("container does not take the end")
-		}
-	}
 }

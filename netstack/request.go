@@ -86,9 +86,8 @@ func (r *request) settle() {
 	r.mu.Unlock()
 }
 
-// serve carries a request through dial and handshake and then is a pump of its
-// relay. The forwarder starts it as a goroutine per request; dial and handshake
-// are bounded in time, the relay by its ends.
+// serve carries a request through dial and handshake to its relay. The forwarder
+// starts it as a goroutine per request; dial and handshake are bounded in time.
 func (t *tcpNAT) serve(fr *tcp.ForwarderRequest) {
 	r := t.request(tupleOf(fr.ID()))
 	if r == nil {
@@ -99,7 +98,7 @@ func (t *tcpNAT) serve(fr *tcp.ForwarderRequest) {
 		r.serveDNS(fr)
 		return
 	}
-	host, err := t.s.dialHost(r.ctx, r.verdict)
+	host, err := r.dialHost(r.ctx)
 	t.dialled(r)
 	if err != nil {
 		r.refuse(fr, err)
@@ -108,19 +107,19 @@ func (t *tcpNAT) serve(fr *tcp.ForwarderRequest) {
 	rel := newRelay(t, r.link, r.key, r.flow, host)
 	ep, cause := r.handshake(fr, &rel.queue)
 	if ep == nil {
-		abortHost(host)
+		abortSocket(host)
 		r.giveUp(cause)
 		return
 	}
 	rel.ep = ep
 	if !t.replace(r, rel) {
 		ep.Abort()
-		abortHost(host)
+		abortSocket(host)
 		r.giveUp(r.cutCause())
 		return
 	}
 	r.cancel()
-	rel.run()
+	rel.post()
 }
 
 // handshake completes the container's half. ep is nil if it came to nothing.
@@ -182,15 +181,6 @@ func (r *request) giveUp(cause string) {
 func isTimeout(err error) bool {
 	var ne net.Error
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
-}
-
-// abortHost closes a host connection with a reset: its far end must not take
-// the container's refusal for an orderly end.
-func abortHost(c net.Conn) {
-	if lc, ok := c.(interface{ SetLinger(int) error }); ok {
-		_ = lc.SetLinger(0)
-	}
-	c.Close()
 }
 
 // serveDNS hands a connection to the resolver.

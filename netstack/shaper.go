@@ -156,6 +156,9 @@ func (l *Link) setBandwidthLocked(b Bandwidth) {
 	now := time.Now()
 	l.bandwidth = b
 	l.pacer.replace(newBucket(b.FromContainer, now))
+	if l.reader != nil {
+		l.reader.resume() // a debt to the old rate is not the new one's
+	}
 	sh, bucket := l.shaper.Load(), newBucket(b.ToContainer, now)
 	switch {
 	case sh != nil:

@@ -30,6 +30,7 @@ type Switch struct {
 	udp                *udpNAT
 	icmp               *icmpNAT
 	resolver           *resolver
+	workers            workers
 
 	// Read for every packet, replaced whole: immutable values.
 	fib       atomic.Pointer[bart.Table[*Link]]
@@ -78,7 +79,12 @@ func New(cfg Config) (*Switch, error) {
 	if err := s.cfg.Fabric.join(s); err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
+	if s.workers, err = startWorkers(); err != nil {
+		s.cfg.Fabric.leave(s)
+		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
+	}
 	if err := s.startNAT(); err != nil {
+		s.workers.close()
 		s.cfg.Fabric.leave(s)
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
@@ -120,6 +126,10 @@ func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	if err := s.checkFreeLocked(l); err != nil {
 		return nil, &OpError{Op: "attach", Object: cfg.Name, Err: err}
 	}
+	l.worker = s.workers.pick()
+	if err := l.prepareReader(); err != nil {
+		return nil, &OpError{Op: "attach", Object: cfg.Name, Err: err}
+	}
 	s.links[l.name] = l
 	fib := s.fib.Load()
 	for _, a := range l.addrs {
@@ -128,8 +138,7 @@ func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	s.fib.Store(fib)
 	s.rebuildNamesLocked()
 	l.setBandwidthLocked(cfg.Bandwidth)
-	l.wg.Add(1)
-	go l.readLoop()
+	l.startReader()
 	s.log.Debug("link attached", "link", l.name, "addrs", l.addrs)
 	return l, nil
 }
@@ -345,6 +354,7 @@ func (s *Switch) Shutdown(ctx context.Context) error {
 	s.udp.close()
 	s.resolver.close()
 	s.flows.stop()
+	s.workers.close()
 	return errors.Join(errs...)
 }
 

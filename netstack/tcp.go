@@ -82,6 +82,9 @@ func (t *tcpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
 		l.drop(DropChecksum)
 		return
 	}
+	if l.reader != nil {
+		l.worker.loop.Yield() // to gVisor's processors, and to requests
+	}
 	switch f.pkt.TCPFlags & (packet.FlagSYN | packet.FlagACK | packet.FlagRST) {
 	case packet.FlagSYN:
 		t.syn(l, f, v)

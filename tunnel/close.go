@@ -23,7 +23,8 @@ var closing = make(chan struct{}, maxClosing)
 // The wait goes on in the background, with a duplicate of the descriptor.
 func (d *descriptor) Close() error {
 	last, later := d.duplicate()
-	err := d.file.Close()
+	err := d.file.Close() // first, so that readFault sees why its wait ends
+	d.closeWatched()
 	if later {
 		started := make(chan struct{})
 		go closeLast(last, started)

@@ -45,12 +45,30 @@ type Device interface {
 	Close() error
 }
 
+// Watchable is a Device whose frames can be waited for together with other
+// things, by epoll(7). Devices of [Open] and [OpenTAP] are.
+type Watchable interface {
+	Device
+
+	// TryReadFrame is ReadFrame that does not wait: [ErrEmpty] says that there
+	// is no frame now. It and ReadFrame share the one caller at a time.
+	TryReadFrame(bufs [][]byte) (int, error)
+
+	// Descriptor calls f with the descriptor that becomes readable when there
+	// is a frame, and has an error when the device is gone. Take it out of
+	// every epoll set before Close. os.ErrClosed after Close.
+	Descriptor(f func(fd int)) error
+}
+
 // What can become of a device or of one frame. All of them are matched by
 // errors.Is; os.ErrClosed is returned after Close.
 var (
 	// ErrGone says that the network device behind a descriptor no longer
 	// exists: the container's namespace died or somebody deleted the device.
 	ErrGone = errors.New("tunnel device is gone (its network namespace died or the interface was deleted)")
+
+	// ErrEmpty says that no frame waits to be read.
+	ErrEmpty = errors.New("no frame waits at the tunnel device")
 
 	// ErrFull says that the far side has no room for the frame now.
 	ErrFull = errors.New("tunnel device has no room for the frame")

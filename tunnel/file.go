@@ -11,11 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// descriptor is a TUN or TAP that Go's poller watches.
+// descriptor is a TUN or TAP, in non-blocking mode.
+//
+// Go's poller does not watch it: a frame would wake the poller even where its
+// reader waits by epoll(7) of its own. Who calls ReadFrame gets a duplicate that
+// is watched.
 type descriptor struct {
-	file *os.File
+	file *os.File // not watched
 	conn syscall.RawConn
 	mtu  int
+
+	mu      sync.Mutex // guards what follows
+	waiting syscall.RawConn
+	watched *os.File // the duplicate; nil until ReadFrame needs it
+	closed  bool
 }
 
 // fileDevice is a Device on a TUN descriptor.
@@ -28,10 +37,10 @@ type fileDevice struct {
 	writes sync.Pool
 }
 
-// Open makes a Device of a TUN descriptor. The device speaks for a container
-// whose interface has the given MTU in bytes; 0 means DefaultMTU. The MTU is a
-// parameter because the interface is usually in a namespace that this process
-// cannot look into.
+// Open makes a Device of a TUN descriptor, which is [Watchable]. The device
+// speaks for a container whose interface has the given MTU in bytes; 0 means
+// DefaultMTU. The MTU is a parameter because the interface is usually in a
+// namespace that this process cannot look into.
 //
 // Open validates f ([Validate]). It owns f on success only, and f must then not
 // be used otherwise. The descriptor becomes non-blocking, for all processes
@@ -40,100 +49,158 @@ func Open(f *os.File, mtu int) (Device, error) {
 	if err := Validate(f); err != nil {
 		return nil, err
 	}
-	d, err := openDescriptor(f, mtu)
-	if err != nil {
+	d := new(fileDevice)
+	if err := d.open(f, mtu); err != nil {
 		return nil, fmt.Errorf("open TUN %s: %w", f.Name(), err)
 	}
-	return newFileDevice(d), nil
-}
-
-// openDescriptor makes f watched. It owns f on success only.
-func openDescriptor(f *os.File, mtu int) (descriptor, error) {
-	if mtu == 0 {
-		mtu = DefaultMTU
-	}
-	if mtu < 0 || mtu > MaxPacket {
-		return descriptor{}, fmt.Errorf("MTU %d is outside 0..%d", mtu, MaxPacket)
-	}
-	polled, err := pollable(f)
-	if err != nil {
-		return descriptor{}, err
-	}
-	conn, err := polled.SyscallConn()
-	if err != nil {
-		if polled != f {
-			polled.Close()
-		}
-		return descriptor{}, err
-	}
-	if polled != f {
-		f.Close()
-	}
-	return descriptor{file: polled, conn: conn, mtu: mtu}, nil
-}
-
-func newFileDevice(under descriptor) *fileDevice {
-	d := &fileDevice{descriptor: under}
 	d.read.init(unix.SYS_READV)
 	d.writes.New = func() any {
 		t := new(transfer)
 		t.init(unix.SYS_WRITEV)
 		return t
 	}
-	return d
+	return d, nil
 }
 
-// pollable returns f itself when Go's poller watches it already, and otherwise
-// a duplicate that it does watch. Wrapping the same descriptor number twice is
-// no way out: the runtime would find it in its epoll set, quietly fall back to
-// blocking mode, and reads would return EAGAIN.
-func pollable(f *os.File) (*os.File, error) {
-	if f.SetReadDeadline(time.Time{}) == nil {
-		return f, nil
+// open takes f over. It owns f on success only.
+func (d *descriptor) open(f *os.File, mtu int) error {
+	if mtu == 0 {
+		mtu = DefaultMTU
 	}
+	if mtu < 0 || mtu > MaxPacket {
+		return fmt.Errorf("MTU %d is outside 0..%d", mtu, MaxPacket)
+	}
+	file, err := duplicateFile(f, false)
+	if err != nil {
+		return err
+	}
+	conn, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return err
+	}
+	f.Close()
+	d.file, d.conn, d.mtu = file, conn, mtu
+	return nil
+}
+
+// duplicateFile returns a non-blocking duplicate of f that Go's poller watches, or
+// does not: os.NewFile has what is non-blocking at that moment watched.
+func duplicateFile(f *os.File, watched bool) (*os.File, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	var (
-		dup    int
-		dupErr error
+		g      *os.File
+		result error
 	)
 	err = conn.Control(func(fd uintptr) {
-		if dupErr = unix.SetNonblock(int(fd), true); dupErr != nil {
+		var dup int
+		if dup, result = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); result != nil {
 			return
 		}
-		dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		if result = unix.SetNonblock(dup, watched); result != nil {
+			unix.Close(dup)
+			return
+		}
+		g = os.NewFile(uintptr(dup), f.Name())
+		if result = unix.SetNonblock(dup, true); result != nil {
+			g.Close()
+		}
 	})
-	if err = errors.Join(err, dupErr); err != nil {
+	if err = errors.Join(err, result); err != nil {
 		return nil, fmt.Errorf("duplicate descriptor: %w", err)
 	}
-	g := os.NewFile(uintptr(dup), f.Name())
-	if err := g.SetReadDeadline(time.Time{}); err != nil {
-		g.Close()
-		return nil, fmt.Errorf("watch descriptor: %w", err)
+	if watched {
+		if err := g.SetReadDeadline(time.Time{}); err != nil {
+			g.Close()
+			return nil, fmt.Errorf("watch descriptor: %w", err)
+		}
 	}
 	return g, nil
 }
 
+// wait returns the duplicate that Go's poller watches.
+func (d *descriptor) wait() (syscall.RawConn, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closed:
+		return nil, os.ErrClosed
+	case d.waiting != nil:
+		return d.waiting, nil
+	}
+	g, err := duplicateFile(d.file, true)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := g.SyscallConn()
+	if err != nil {
+		g.Close()
+		return nil, err
+	}
+	d.watched, d.waiting = g, conn
+	return conn, nil
+}
+
+// closeWatched closes the duplicate, if there is one, and lets none be made.
+func (d *descriptor) closeWatched() {
+	d.mu.Lock()
+	watched := d.watched
+	d.watched, d.waiting, d.closed = nil, nil, true
+	d.mu.Unlock()
+	if watched != nil {
+		watched.Close()
+	}
+}
+
 // ReadFrame implements Device.
 func (d *fileDevice) ReadFrame(bufs [][]byte) (int, error) {
-	t := &d.read
 	if pieces(bufs) == 0 {
 		return 0, ErrFrame
 	}
-	t.load(bufs)
-	return d.readv(t)
+	d.read.load(bufs)
+	return d.readv(&d.read)
+}
+
+// TryReadFrame implements Watchable.
+func (d *fileDevice) TryReadFrame(bufs [][]byte) (int, error) {
+	if pieces(bufs) == 0 {
+		return 0, ErrFrame
+	}
+	d.read.load(bufs)
+	return d.tryReadv(&d.read)
 }
 
 // readv waits for a frame, reads it into what t is loaded with and unloads t.
 func (d *descriptor) readv(t *transfer) (int, error) {
-	err := d.conn.Read(t.poll)
+	conn, err := d.wait()
+	if err == nil {
+		if err = conn.Read(t.poll); err != nil {
+			err = d.readFault(err)
+		}
+	}
 	t.unload()
 	if err != nil {
-		return 0, d.readFault(err)
+		return 0, err
 	}
 	if t.errno != 0 {
+		return 0, deviceError("read", t.errno)
+	}
+	return t.n, nil
+}
+
+// tryReadv reads a frame that is there into what t is loaded with and unloads t.
+func (d *descriptor) tryReadv(t *transfer) (int, error) {
+	err := d.conn.Control(t.control)
+	t.unload()
+	switch {
+	case err != nil:
+		return 0, os.ErrClosed
+	case t.errno == unix.EAGAIN:
+		return 0, ErrEmpty
+	case t.errno != 0:
 		return 0, deviceError("read", t.errno)
 	}
 	return t.n, nil
@@ -184,6 +251,14 @@ func (d *descriptor) writev(t *transfer) error {
 
 // MTU implements Device.
 func (d *descriptor) MTU() int { return d.mtu }
+
+// Descriptor implements Watchable.
+func (d *descriptor) Descriptor(f func(fd int)) error {
+	if d.conn.Control(func(fd uintptr) { f(int(fd)) }) != nil {
+		return os.ErrClosed
+	}
+	return nil
+}
 
 // deviceError turns an errno of readv or writev on a TUN or TAP into what the
 // Device contract says.

@@ -47,7 +47,7 @@ type DropCounter interface {
 	Drops() map[string]uint64
 }
 
-// tapDevice is a Device on a TAP descriptor that Go's poller watches.
+// tapDevice is a Device on a TAP descriptor.
 type tapDevice struct {
 	descriptor
 	port  etherPort
@@ -88,7 +88,7 @@ func OpenTAP(f *os.File, mtu int, cfg TAPConfig) (Device, error) {
 		return nil, fmt.Errorf("open TAP %s: %w", f.Name(), err)
 	}
 	var err error
-	if d.descriptor, err = openDescriptor(f, mtu); err != nil {
+	if err = d.open(f, mtu); err != nil {
 		return nil, fmt.Errorf("open TAP %s: %w", f.Name(), err)
 	}
 	d.read.init(unix.SYS_READV)
@@ -155,14 +155,20 @@ func (d *tapDevice) moved(from mac) bool {
 }
 
 // ReadFrame implements Device.
-func (d *tapDevice) ReadFrame(bufs [][]byte) (int, error) {
+func (d *tapDevice) ReadFrame(bufs [][]byte) (int, error) { return d.next(bufs, d.readv) }
+
+// TryReadFrame implements Watchable.
+func (d *tapDevice) TryReadFrame(bufs [][]byte) (int, error) { return d.next(bufs, d.tryReadv) }
+
+// next reads until there is a frame for the switch.
+func (d *tapDevice) next(bufs [][]byte, read func(*transfer) (int, error)) (int, error) {
 	if pieces(bufs) == 0 || length(bufs) < HeaderLen+leastPacket {
 		return 0, ErrFrame
 	}
 	t := &d.read
 	for {
 		t.load(bufs)
-		n, err := d.readv(&t.transfer)
+		n, err := read(&t.transfer)
 		if err != nil {
 			return 0, err
 		}

@@ -1,0 +1,30 @@
+// Package eventloop runs the handlers of many descriptors in one goroutine.
+//
+// # Why not Go's poller
+//
+// Go's poller wakes one goroutine per descriptor, and being edge-triggered it
+// makes each of them read until there is nothing: a packet that crosses a
+// process that way costs four switches of goroutines and two reads in vain. A
+// [Loop] waits once for all of its descriptors, level-triggered where the
+// handler wants it, and runs the handlers one after another, so that what they
+// share needs no lock and the processor's caches stay warm.
+//
+// # Theory of operation
+//
+// A round of the loop waits for descriptors, runs their handlers, lets other
+// goroutines of the process run if a handler has given them work ([Loop.Yield]),
+// and then runs the tasks that were posted meanwhile ([Loop.Post]), by handlers
+// or by anybody. Nothing that runs on the loop may block.
+//
+// Waiting has three stages, for a sleep costs what it takes to wake up (wait.go):
+// first the loop asks without waiting; then it sleeps in the kernel for a moment,
+// on its own thread and without the scheduler's help; then it parks like any
+// goroutine, its epoll descriptor being watched by Go's poller. An idle loop
+// costs nothing, and no other goroutine has to wait for a processor longer than
+// the second stage takes.
+//
+// # Ownership
+//
+// A loop owns its own descriptors and none that it watches. Who watches a
+// descriptor removes the [Watch] before closing it.
+package eventloop

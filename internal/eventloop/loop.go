@@ -1,0 +1,227 @@
+package eventloop
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handler is told what happens on a descriptor. Its method runs on the loop.
+type Handler interface {
+	// Ready is called with the events of epoll(7) that hold.
+	Ready(events uint32)
+}
+
+// Task is work for the loop. Its method runs on the loop.
+type Task interface{ Run() }
+
+// ErrClosed says that the loop has ended.
+var ErrClosed = errors.New("event loop is closed")
+
+// Loop runs handlers and tasks in one goroutine, which New starts and Close
+// ends. Its methods are safe for concurrent use unless they say otherwise.
+type Loop struct {
+	epfd    int
+	wake    int      // eventfd that ends a sleep
+	file    *os.File // of epfd, watched by Go's poller
+	park    func(func(uintptr) bool) error
+	looking func(uintptr) bool // l.look, bound once
+	done    chan struct{}      // closed when the goroutine has ended
+
+	sleeping atomic.Bool // the loop is about to wait, or waits
+
+	// The goroutine's own.
+	events [maxEvents]unix.EpollEvent
+	count  int    // of events
+	round  uint64 // how many times events were found
+	yield  bool
+	spare  []Task
+
+	mu     sync.Mutex // guards what follows
+	posted []Task
+	slots  []slot
+	free   []uint32
+	closed bool
+}
+
+// slot is a place for a watched descriptor. The kernel knows it by index and
+// generation, so that an event of a watch that was removed meets nobody.
+type slot struct {
+	handler    Handler
+	generation uint32
+}
+
+// maxEvents is how many descriptors one round serves.
+const maxEvents = 64
+
+// New makes a loop and starts its goroutine.
+func New() (*Loop, error) {
+	l := &Loop{wake: -1, done: make(chan struct{})}
+	var err error
+	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create", err)
+	}
+	if err := l.prepare(); err != nil {
+		l.release()
+		return nil, fmt.Errorf("event loop: %w", err)
+	}
+	go l.run()
+	return l, nil
+}
+
+// prepare makes the descriptors of a loop that has its epoll descriptor.
+func (l *Loop) prepare() error {
+	var err error
+	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return os.NewSyscallError("eventfd", err)
+	}
+	if _, err := l.Add(l.wake, unix.EPOLLIN, wakeHandler{l}); err != nil {
+		return err
+	}
+	// What is in non-blocking mode is watched by Go's poller.
+	if err := unix.SetNonblock(l.epfd, true); err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	l.file = os.NewFile(uintptr(l.epfd), "epoll")
+	conn, err := l.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	l.park, l.looking = conn.Read, l.look
+	return nil
+}
+
+func (l *Loop) release() {
+	if l.file != nil {
+		l.file.Close()
+	} else {
+		unix.Close(l.epfd)
+	}
+	if l.wake >= 0 {
+		unix.Close(l.wake)
+	}
+}
+
+// wakeHandler resets the eventfd. That somebody wrote to it was all it had to
+// say.
+type wakeHandler struct{ l *Loop }
+
+func (h wakeHandler) Ready(uint32) {
+	var count [8]byte
+	_, _ = unix.Read(h.l.wake, count[:])
+}
+
+// run is the loop. New starts it, Close ends it.
+func (l *Loop) run() {
+	defer close(l.done)
+	for l.runPosted() {
+		l.wait()
+		for i := range l.count {
+			if h := l.handler(&l.events[i]); h != nil {
+				h.Ready(l.events[i].Events)
+			}
+		}
+		if l.yield {
+			l.yield = false
+			runtime.Gosched()
+		}
+	}
+}
+
+func (l *Loop) handler(e *unix.EpollEvent) Handler {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := &l.slots[e.Fd]; s.generation == uint32(e.Pad) {
+		return s.handler
+	}
+	return nil
+}
+
+// runPosted runs the tasks that are there, and not those that they post. It
+// reports false when the loop is to end.
+func (l *Loop) runPosted() bool {
+	l.mu.Lock()
+	tasks := l.posted
+	l.posted, l.spare = l.spare[:0], nil
+	closed := l.closed
+	l.mu.Unlock()
+	for i, t := range tasks {
+		tasks[i] = nil
+		t.Run()
+	}
+	l.spare = tasks[:0]
+	return !closed || len(tasks) > 0
+}
+
+// Post has a task run soon. Tasks run in the order in which they were posted. A
+// task that is posted after Close has returned never runs.
+func (l *Loop) Post(t Task) {
+	l.mu.Lock()
+	l.posted = append(l.posted, t)
+	l.mu.Unlock()
+	l.rouse()
+}
+
+// rouse makes sure that the loop looks at what was posted.
+func (l *Loop) rouse() {
+	if l.sleeping.Load() && l.sleeping.CompareAndSwap(true, false) {
+		one := [8]byte{1} // in either byte order it is not zero
+		_, _ = unix.Write(l.wake, one[:])
+	}
+}
+
+// Do runs f on the loop and returns when it has run, or with ErrClosed. It must
+// not be called on the loop.
+func (l *Loop) Do(f func()) error {
+	t := &call{f: f, done: make(chan struct{})}
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return ErrClosed
+	}
+	l.posted = append(l.posted, t)
+	l.mu.Unlock()
+	l.rouse()
+	<-t.done
+	return nil
+}
+
+// call is a function as a task that somebody waits for.
+type call struct {
+	f    func()
+	done chan struct{}
+}
+
+func (c *call) Run() {
+	defer close(c.done)
+	c.f()
+}
+
+// Yield has the loop let other goroutines run before it goes on to the tasks
+// that they may post. Call it on the loop, when a handler has given work to a
+// goroutine.
+func (l *Loop) Yield() { l.yield = true }
+
+// Round counts the times that the loop found descriptors ready without having
+// slept in between, or gone on to others. Call it on the loop.
+func (l *Loop) Round() uint64 { return l.round }
+
+// Close runs what was posted, ends the loop and waits for it. It must not be
+// called on the loop. Handlers that are still there are never called again.
+// Calls after the first do nothing.
+func (l *Loop) Close() {
+	l.mu.Lock()
+	was := l.closed
+	l.closed = true
+	l.mu.Unlock()
+	l.rouse()
+	<-l.done
+	if !was {
+		l.release()
+	}
+}
