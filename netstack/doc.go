@@ -12,11 +12,12 @@
 //
 // # Life of a packet
 //
-// Each link has one reader goroutine. It reads a frame, which is a virtio
-// header and an IP packet of up to 64 KiB that the container's kernel has not
-// cut into segments, scattered over a few views so that its headers lie
-// together (frame.go). It then decides, without a lock and without
-// allocating:
+// Each link has its place on one worker, an event loop that waits for the
+// devices of its links and for the host sockets of their flows (worker.go,
+// internal/eventloop). It reads a frame, which is a virtio header and an IP
+// packet of up to 64 KiB that the container's kernel has not cut into segments,
+// scattered over a few views so that its headers lie together (frame.go). It
+// then decides, without a lock and without allocating:
 //
 //  1. Headers are parsed once. What no honest kernel sends is dropped.
 //  2. The source must be leased to the link. Protocols that configure
@@ -45,10 +46,10 @@
 //
 // A SYN leads to a dial of the host side first. Only when that has succeeded
 // is the container's handshake completed; a refusal becomes a reset, an
-// unreachable host an ICMP error, silence stays silence. Then two pumps carry
-// bytes between the gVisor endpoint and the host socket, each holding no
-// memory while idle, and carry half-closes and resets across (relay.go).
-// A client of a publication is dialled through from its own address, so that
+// unreachable host an ICMP error, silence stays silence. Then a relay, on the
+// link's worker, carries bytes between the gVisor endpoint and the host socket,
+// holding no buffer while idle, and carries half-closes and resets across
+// (relay.go). A client of a publication is dialled through from its own address, so that
 // the container sees who calls.
 //
 // # Host links
@@ -74,9 +75,11 @@
 //
 // # Goroutines
 //
-// One reader per link, host links included; gVisor's TCP processors, one per CPU; two pumps per
-// NATed TCP flow; one reader per UDP mapping and per ping socket; one acceptor
-// per publication; a sweeper that runs only while it has something to sweep.
+// One worker per processor that Go uses; gVisor's TCP processors, likewise; one
+// per TCP flow while it is dialled and its handshake completed; one reader per
+// link whose device cannot be watched, such as a wireguard tun.Device; one reader
+// per UDP mapping and per ping socket; one acceptor per publication; a sweeper
+// that runs only while it has something to sweep.
 // Each is a named method, started by what it belongs to and waited for by what
 // ends that: Detach for a link's, Shutdown for the rest.
 //

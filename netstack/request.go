@@ -67,7 +67,7 @@ func (r *request) cutCause() string {
 }
 
 // abortHandshake ends a handshake under way. It must never reach an endpoint
-// that has a relay, whose pump writes from the endpoint's memory; settled, set
+// that has a relay, which writes from the endpoint's memory; settled, set
 // before there is a relay, sees to it.
 func (r *request) abortHandshake() {
 	r.mu.Lock()

@@ -44,7 +44,7 @@ const (
 	// holds 6 KB and, were a container to use the port again, a SYN.
 	tcpTimeWait = time.Second
 
-	// tcpFinWait2: gVisor 60 s. Runs only once both pumps have ended, that is
+	// tcpFinWait2: gVisor 60 s. Runs only once both directions have ended, that is
 	// for a container that never closes its side of a connection that the
 	// relay has given up.
 	tcpFinWait2 = 10 * time.Second
@@ -64,7 +64,7 @@ const (
 	tcpRecovery = tcpip.TCPRecovery(0)
 
 	// Keepalive towards both ends: gVisor 2 h, 75 s, 9. A peer that vanished
-	// without a word must not hold two goroutines and a host socket for hours.
+	// without a word must not hold an endpoint and a host socket for hours.
 	keepaliveIdle     = 60 * time.Second
 	keepaliveInterval = 15 * time.Second
 	keepaliveCount    = 5

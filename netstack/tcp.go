@@ -23,7 +23,7 @@ import (
 // first, and only when it answers does the container get its handshake. So a
 // container sees of the far end what it would see on a real network: a refused
 // port resets, an unreachable host yields ICMP, a black hole stays silent. The
-// request's goroutine then becomes one of the relay's two pumps.
+// request's goroutine ends with it, and a relay carries the connection.
 //
 // What carries no SYN goes to the stack without further ado; what belongs to
 // no connection there is reset by it.
@@ -309,7 +309,7 @@ func (t *tcpNAT) ended(l *Link, key tuple, c cutter) {
 }
 
 // linkGone ends everything of a link that has left the tables and waits for
-// it, so that no pump outlives the link.
+// it, so that no relay outlives the link.
 func (t *tcpNAT) linkGone(l *Link) {
 	t.pubs.linkGone(l)
 	t.cutLink(l, "link detached")
@@ -339,7 +339,7 @@ func (t *tcpNAT) cutLink(l *Link, cause string) {
 }
 
 // close ends what is left and takes the stack down: flows first, since their
-// pumps write from the endpoints' memory, then NIC, then stack.
+// relays write from the endpoints' memory, then NIC, then stack.
 func (t *tcpNAT) close(ctx context.Context) error {
 	t.closePublications()
 	t.mu.Lock()

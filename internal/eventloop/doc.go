@@ -16,12 +16,10 @@
 // and then runs the tasks that were posted meanwhile ([Loop.Post]), by handlers
 // or by anybody. Nothing that runs on the loop may block.
 //
-// Waiting has three stages, for a sleep costs what it takes to wake up (wait.go):
-// first the loop asks without waiting; then it sleeps in the kernel for a moment,
-// on its own thread and without the scheduler's help; then it parks like any
-// goroutine, its epoll descriptor being watched by Go's poller. An idle loop
-// costs nothing, and no other goroutine has to wait for a processor longer than
-// the second stage takes.
+// Waiting has two stages, for a sleep costs what it takes to wake up (wait.go):
+// first the loop spins, asking the kernel again and again, for as long as that
+// has paid lately; then it parks like any goroutine, its epoll descriptor being
+// watched by Go's poller. An idle loop costs nothing.
 //
 // # Ownership
 //

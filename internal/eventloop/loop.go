@@ -36,11 +36,12 @@ type Loop struct {
 	sleeping atomic.Bool // the loop is about to wait, or waits
 
 	// The goroutine's own.
-	events [maxEvents]unix.EpollEvent
-	count  int    // of events
-	round  uint64 // how many times events were found
-	yield  bool
-	spare  []Task
+	events  [maxEvents]unix.EpollEvent
+	count   int    // of events
+	round   uint64 // how many times events were found
+	yield   bool
+	spinner spinner
+	spare   []Task
 
 	mu     sync.Mutex // guards what follows
 	posted []Task

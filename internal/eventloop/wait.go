@@ -1,39 +1,69 @@
 package eventloop
 
 import (
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
-	"syscall"
-	"unsafe"
 )
 
 const (
-	// napTime is how long the loop sleeps on its own thread before it parks.
-	// Longer than a neighbour on the same machine takes to answer; shorter than
-	// what another goroutine would notice that waits for the processor which
-	// the sleep holds.
-	napTime = 200 * time.Microsecond
+	// maxSpin is how long the loop asks again and again before it parks, at
+	// most. A neighbour on the same machine answers within that time.
+	maxSpin = 50 * time.Microsecond
+	// minSpin is the first spin after short sleeps came up again.
+	minSpin = 5 * time.Microsecond
 )
+
+// spinner decides how long to spin, as KVM does for a processor that halts: a
+// sleep that was short would have been worth a longer spin, a spin in vain was
+// too long. The zero spinner does not spin.
+type spinner struct{ limit time.Duration }
+
+// found notes that a spin has found events.
+func (s *spinner) found() { s.limit = maxSpin }
+
+// slept notes a sleep that followed a spin in vain.
+func (s *spinner) slept(d time.Duration) {
+	if d <= maxSpin {
+		s.limit = min(max(2*s.limit, minSpin), maxSpin)
+	} else {
+		s.limit /= 2
+	}
+}
 
 // wait returns when events were found, or something was posted.
 func (l *Loop) wait() {
-	if l.poll() {
+	if l.poll() || l.spin() {
 		return
 	}
+	l.round++ // what comes now has not come at once
 	l.sleeping.Store(true)
-	if l.anyPosted() {
-		l.sleeping.Store(false)
-		return
-	}
-	l.round++
-	if !l.nap() {
+	if !l.anyPosted() {
+		from := time.Now()
 		// Only a closed descriptor is an error, and Close waits for the loop.
 		_ = l.park(l.looking)
+		l.spinner.slept(time.Since(from))
 	}
 	l.sleeping.Store(false)
 }
 
+// spin looks for events for as long as that has paid lately.
+func (l *Loop) spin() bool {
+	if l.spinner.limit < minSpin {
+		return false
+	}
+	for from := time.Now(); time.Since(from) < l.spinner.limit; {
+		if l.poll() {
+			l.spinner.found()
+			return true
+		}
+	}
+	return false
+}
+
+// anyPosted reports whether a sleep would be in vain.
 func (l *Loop) anyPosted() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,22 +76,13 @@ func (l *Loop) look(uintptr) bool { return l.poll() }
 // poll looks for events without waiting.
 func (l *Loop) poll() bool {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epfd), uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
-	return l.found(n, errno)
-}
-
-// nap waits for events in the kernel, for a moment.
-func (l *Loop) nap() bool {
-	limit := unix.NsecToTimespec(int64(napTime))
-	n, _, errno := syscall.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(l.epfd), uintptr(unsafe.Pointer(&l.events[0])), maxEvents, uintptr(unsafe.Pointer(&limit)), 0, 0)
-	return l.found(n, errno)
-}
-
-func (l *Loop) found(n uintptr, errno syscall.Errno) bool {
-	l.count = 0
-	if errno != 0 || n == 0 {
-		return false
+	if errno != 0 {
+		n = 0
 	}
 	l.count = int(n)
+	if n == 0 {
+		return false
+	}
 	l.round++
 	return true
 }
