@@ -300,6 +300,11 @@ func TestNetnsManyAttachesAtOnce(t *testing.T) {
 	for i := range tuns {
 		tuns[i], _ = tunFile(t)
 	}
+	first := request("first")
+	attach(t, r.Client, first) // makes the network, which holds descriptors of its own
+	if _, err := r.Detach(t.Context(), first.Key()); err != nil {
+		t.Fatal(err)
+	}
 	fds := openFDs(t)
 	var wg sync.WaitGroup
 	var mu sync.Mutex

@@ -310,9 +310,9 @@ func TestSpinnerLearns(t *testing.T) {
 func TestRoundAllocatesNothing(t *testing.T) {
 	l := newLoop(t)
 	r, w := newPipe(t)
-	got, one := make(chan struct{}, 1), []byte{1}
+	got, one, in := make(chan struct{}, 1), []byte{1}, make([]byte, 1)
 	_, err := l.Add(r, unix.EPOLLIN, handlerFunc(func(uint32) {
-		_, _ = unix.Read(r, one)
+		_, _ = unix.Read(r, in)
 		got <- struct{}{}
 	}))
 	if err != nil {
