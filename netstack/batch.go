@@ -80,7 +80,7 @@ func (b *batch) consume(ep tcpip.Endpoint, n int) {
 
 // send writes the batch to the host, without waiting for room: EAGAIN says that
 // there was none for the rest.
-func (b *batch) send(fd int) error {
+func (b *batch) send(fd int) syscall.Errno {
 	for b.next < b.n {
 		n, _, errno := syscall.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&b.iov[b.next])), uintptr(b.n-b.next))
 		switch errno {
@@ -92,7 +92,7 @@ func (b *batch) send(fd int) error {
 			return errno
 		}
 	}
-	return nil
+	return 0
 }
 
 // advance skips n written bytes.
@@ -139,9 +139,9 @@ func (c *chunk) Read(p []byte) (int, error) {
 	if len(p) == 0 || c.rest == 0 {
 		return 0, nil
 	}
-	n, err := read(c.fd, p[:min(len(p), c.rest)])
-	if err != nil {
-		return 0, err
+	n, errno := read(c.fd, p[:min(len(p), c.rest)])
+	if errno != 0 {
+		return 0, errno
 	}
 	if n == 0 {
 		return 0, io.ErrUnexpectedEOF
@@ -150,33 +150,30 @@ func (c *chunk) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill reads the beginning of a burst: io.EOF at the host's FIN, EAGAIN when
-// there is nothing.
-func (c *chunk) fill(fd int) error {
-	n, err := read(fd, c.mem[:])
-	if err != nil {
-		return err
-	}
-	if n == 0 {
-		return io.EOF
+// fill reads the beginning of a burst: nothing at the host's FIN, EAGAIN when
+// there is nothing yet.
+func (c *chunk) fill(fd int) syscall.Errno {
+	n, errno := read(fd, c.mem[:])
+	if errno != 0 {
+		return errno
 	}
 	c.fd, c.start, c.end, c.rest = fd, 0, n, 0
 	if c.more = n == len(c.mem); !c.more {
-		return nil
+		return 0
 	}
-	left, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	left, err := unix.IoctlGetInt(fd, unix.TIOCINQ) // of a TCP socket cannot fail
 	if err != nil {
-		return err
+		left = 0
 	}
 	c.rest = min(left, burstSize)
-	return nil
+	return 0
 }
 
-func read(fd int, p []byte) (int, error) {
+func read(fd int, p []byte) (int, syscall.Errno) {
 	for {
-		n, err := unix.Read(fd, p)
-		if err != unix.EINTR {
-			return max(n, 0), err
+		n, _, errno := syscall.Syscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		if errno != unix.EINTR {
+			return max(int(n), 0), errno
 		}
 	}
 }

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -52,11 +53,14 @@ func (r *request) connect(ctx context.Context, fd int, network string, control C
 	}
 	var name sockName
 	name.set(r.verdict.Addr, r.verdict.Addr.Addr().Is4())
-	err := name.connect(fd)
-	if err == unix.EINPROGRESS {
-		err = r.awaitConnect(ctx, fd)
+	switch errno := name.connect(fd); errno {
+	case 0:
+		return nil
+	case unix.EINPROGRESS:
+		return os.NewSyscallError("connect", r.awaitConnect(ctx, fd))
+	default:
+		return os.NewSyscallError("connect", errno)
 	}
-	return os.NewSyscallError("connect", err)
 }
 
 // awaitConnect waits for the far end's answer. One on this machine has answered
@@ -168,8 +172,8 @@ func socketOf(c net.Conn) (int, error) {
 		fd, result = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
 	})
 	c.Close()
-	if err == nil && result == nil {
-		return fd, nil
+	if err = errors.Join(err, result); err != nil {
+		return -1, fmt.Errorf("duplicate the host socket: %w", err)
 	}
-	return -1, fmt.Errorf("duplicate the host socket: %v, %v", err, result)
+	return fd, nil
 }

@@ -160,7 +160,7 @@ func (r *relay) moveFromContainer() (again bool) {
 		b := batches.Get().(*batch)
 		n, err := b.peek(r.ep)
 		if n > 0 {
-			werr := b.send(r.host)
+			errno := b.send(r.host)
 			wrote := b.wrote
 			b.consume(r.ep, wrote)
 			more := wrote < n || b.full() || endpointState(r.ep) != tcp.StateEstablished
@@ -169,11 +169,12 @@ func (r *relay) moveFromContainer() (again bool) {
 			if more {
 				r.readable.Store(true)
 			}
-			if werr == unix.EAGAIN {
+			switch errno {
+			case 0:
+			case unix.EAGAIN:
 				r.hostWritable = false
-			} else if werr != nil {
-				r.failed(werr, "host")
-				return false
+			default:
+				r.failed(errno, "host")
 			}
 			continue
 		}
@@ -221,23 +222,23 @@ func (r *relay) moveToContainer() (again bool) {
 // none.
 func (r *relay) receive() bool {
 	c := chunks.Get().(*chunk)
-	switch err := c.fill(r.host); {
-	case err == nil:
+	switch errno := c.fill(r.host); {
+	case errno == unix.EAGAIN:
+		r.hostReadable = false
+	case errno != 0:
+		r.failed(errno, "host")
+	case c.Len() == 0:
+		r.toDone = true
+		if err := r.ep.Shutdown(tcpip.ShutdownWrite); err != nil {
+			r.failed(tcpipError(err), "container")
+		}
+	default:
 		// A read that got less than it asked for has left nothing, and what
 		// comes later is told. But an end that came with the last bytes was told
 		// already.
 		r.hostReadable = c.more || r.hostEnding
 		r.held = c
 		return true
-	case err == unix.EAGAIN:
-		r.hostReadable = false
-	case err == io.EOF:
-		r.toDone = true
-		if terr := r.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
-			r.failed(tcpipError(terr), "container")
-		}
-	default:
-		r.failed(err, "host")
 	}
 	chunks.Put(c)
 	return false

@@ -78,12 +78,9 @@ func (n *sockName) set(a netip.AddrPort, v4 bool) {
 }
 
 // connect connects a socket with the address.
-func (n *sockName) connect(fd int) error {
+func (n *sockName) connect(fd int) syscall.Errno {
 	_, _, errno := syscall.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&n.raw)), uintptr(n.length))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return errno
 }
 
 // get reads the address; IPv4 in IPv6 becomes IPv4. Scopes are left out: what

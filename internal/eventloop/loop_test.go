@@ -78,7 +78,7 @@ func TestReadableIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 100 {
-			time.Sleep(pause)
+			<-time.After(pause)
 			write(t, w, "ab")
 			if a, b := await(t, got), await(t, got); a != 'a' || b != 'b' {
 				t.Fatalf("read %c%c", a, b)
@@ -281,10 +281,10 @@ func TestIdleLoopDoesNotRun(t *testing.T) {
 	if err := l.Do(func() {}); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(10 * time.Millisecond) // a spin is over by then
+	<-time.After(10 * time.Millisecond) // a spin is over by then
 	var before, after unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
-	time.Sleep(200 * time.Millisecond)
+	<-time.After(200 * time.Millisecond)
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
 	if used := time.Duration(after.Utime.Nano() - before.Utime.Nano() + after.Stime.Nano() - before.Stime.Nano()); used > 50*time.Millisecond {
 		t.Errorf("an idle loop used %v of 200 ms", used)
