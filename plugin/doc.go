@@ -212,20 +212,21 @@
 // the plugin of type "usernet". bridge is an ADD as above whose configuration is
 // the reference's: a TAP, addresses of host-local leased by the daemon, no name
 // servers and no routes that nobody asked for; without "ipam" an interface that
-// has no addresses and carries nothing. "hairpinMode": false, which nobody gets
+// has no addresses and carries nothing, since the switch forwards IP between
+// addresses that it knows, and no Ethernet. "hairpinMode": false, which nobody gets
 // who does not say so, keeps a container from its own published ports and from
 // nothing else. "vlan", "vlanTrunk" and "disableContainerInterface" are errors
 // unless they are off; "forceAddress", "ipMasqBackend", "macspoofchk",
-// "enabledad" and, in the switch, "promiscMode" have nothing to change. The names
-// that stand behind it in a list
-// amend the daemon's link of the same network, container and interface: portmap
-// publishes in one request, all ports or none, bandwidth limits, dnsname adds
-// names and points the result to the network's resolver, firewall sets the
-// network's policy. tuning and loopback do their work in the container's
-// namespace and need no daemon. A name that has nothing to do passes the result
-// on; one that would have no effect, because what stands before it is not
-// usernet's, is an error. DEL of each takes its part back, and DEL of bridge
-// everything. Keys that nobody knows are ignored under these names, since
+// "enabledad" and, in the switch, "promiscMode" have nothing to change. The
+// names that stand behind it in a list amend the daemon's link of the same
+// network, container and interface: portmap publishes in one request, all ports
+// or none, bandwidth limits, dnsname adds names and points the result to the
+// network's resolver, firewall sets the network's policy. tuning and loopback do
+// their work in the container's namespace and need no daemon. A name that has
+// nothing to do passes the result on; one that would have no effect, because
+// what stands before it is not usernet's, is an error. DEL of each takes its
+// part back, and DEL of bridge everything. Keys that nobody knows are ignored
+// under these names, since
 // runtimes leave notes in their lists.
 //
 // # The daemon is not there

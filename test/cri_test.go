@@ -55,6 +55,10 @@ func testPods(c *containerd) {
 		}
 	}
 	namesake.remove()
+	for _, from := range []*sandbox{alice, bob} { // a hostPort at the node's addresses, its own among them
+		wantReply(c, from.get("203.0.113.1", "8080"), "alice", "10.88.0.1")
+		wantReply(c, from.get("2001:db8::1", "8080"), "alice", "fd88::1")
+	}
 	for _, test := range []struct {
 		from     *netns.Handle
 		at, seen string
