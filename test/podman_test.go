@@ -45,6 +45,7 @@ var podmanTests = []podmanTest{
 	{"names", (*podmanBed).testNames},
 	{"several networks", (*podmanBed).testSeveralNetworks},
 	{"pod", (*podmanBed).testPod},
+	{"play kube", (*podmanBed).testPlayKube},
 	{"internal", (*podmanBed).testInternal},
 	{"build", (*podmanBed).testBuild},
 	{"daemon's death", (*podmanBed).testDaemonsDeath},
