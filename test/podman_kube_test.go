@@ -51,13 +51,14 @@ func (p *podmanBed) testPlayKube(n podmanNet) {
 	p.write("/opt/bin/runc-of-pods", runcOfPods)
 	p.do("chmod", "755", "/opt/bin/runc-of-pods")
 	p.write("/etc/containers/containers.conf.d/pods.conf", "[engine.runtimes]\nrunc = [\"/opt/bin/runc-of-pods\"]\n")
-	down := []string{"podman", "play", "kube", "--down", "/opt/shop.yaml"}
-	defer func() {
-		if p.t.Failed() {
-			_, _ = p.try(down...) // its cgroup is not the test's own
-		}
-	}()
-	p.do("podman", "play", "kube", "--network", n.name, "/opt/shop.yaml")
+	_, err := p.try("podman", "play", "kube", "--network", n.name, "/opt/shop.yaml")
+	// No flag puts the pod into the test's own cgroup.
+	if id, err := p.try("podman", "pod", "inspect", "--format", "{{.ID}}", "shop"); err == nil {
+		p.t.Cleanup(func() { removeCgroups(p.t, "/libpod_parent/"+strings.TrimSpace(id)) })
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
 	links := p.links()
 	ns := p.answer("shop-web", "80", "81")
 	for _, proto := range []string{"tcp", "udp"} {
@@ -77,5 +78,5 @@ func (p *podmanBed) testPlayKube(n podmanNet) {
 	if out := nstest.Exec(p.t, ns, "busybox", "nc", "-w", "10", "127.0.0.1", "7005"); !strings.Contains(out, "nameserver "+n.v4+"1") {
 		p.t.Errorf("resolv.conf of the other container: %q", out)
 	}
-	p.do(down...)
+	p.do("podman", "play", "kube", "--down", "/opt/shop.yaml")
 }
