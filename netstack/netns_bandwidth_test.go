@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,28 +16,49 @@ import (
 )
 
 // iperf measures TCP from one namespace to an address of another, in bits a
-// second, without its first second.
-func iperf(t *testing.T, from, to *netns.Handle, addr netip.Addr) float64 {
+// second: what the receiver got on the whole, after a first second, and in the
+// third best of seven half seconds. A loss costs TCP 0.2 s of silence at least
+// (its shortest retransmission timeout), and a busy machine takes the processes
+// from the CPU; neither says anything of the switch.
+func iperf(t *testing.T, from, to *netns.Handle, addr netip.Addr) (whole, best float64) {
 	t.Helper()
-	server := exec.Command("iperf3", "-s", "-1", "-B", addr.String())
+	server := exec.Command("iperf3", "-s", "-1", "-J", "-i", "0.5", "-B", addr.String())
 	nstest.Start(t, to, server)
 	nstest.WaitFor(t, testTimeout, func() bool {
 		return strings.Contains(nstest.Exec(t, to, "ss", "-Hltn"), ":5201")
 	})
-	out, err := nstest.TryExec(t, from, "iperf3", "-J", "-c", addr.String(), "-O", "1", "-t", "2")
+	out, err := nstest.TryExec(t, from, "iperf3", "-J", "-c", addr.String(), "-O", "1", "-t", "4", "-i", "0.5", "--get-server-output")
 	var result struct {
-		End struct {
-			Received struct {
-				BitsPerSecond float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-		}
+		Server struct {
+			Intervals []struct {
+				Sum struct {
+					BitsPerSecond float64 `json:"bits_per_second"`
+					Omitted       bool
+					Seconds       float64
+				}
+			}
+		} `json:"server_output_json"`
 		Error string
 	}
 	if jsonErr := json.Unmarshal([]byte(out), &result); err != nil || jsonErr != nil || result.Error != "" {
 		t.Fatalf("iperf3: %v, %v, %s", err, jsonErr, result.Error)
 	}
 	_ = server.Wait() // -1: it ends with its client
-	return result.End.Received.BitsPerSecond
+	var got []float64
+	for _, i := range result.Server.Intervals {
+		if !i.Sum.Omitted && i.Sum.Seconds > 0.4 { // the last one may be a rest
+			got = append(got, i.Sum.BitsPerSecond)
+		}
+	}
+	if len(got) < 7 {
+		t.Fatalf("iperf3 measured %d times: %s", len(got), out)
+	}
+	got = got[1:] // where the second that is left out ends in it, iperf3 counts half
+	slices.Sort(got)
+	for _, bits := range got {
+		whole += bits / float64(len(got))
+	}
+	return whole, got[len(got)-3]
 }
 
 // TestNetnsBandwidth: TCP gets the rate of either direction within a tenth, and
@@ -52,17 +74,10 @@ func TestNetnsBandwidth(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%dMbit", name, mbit), func(t *testing.T) {
 				p := newPair(t, kinds["TUNtoTUN"], limits...)
 				for family := range 2 {
-					// A loss at the wrong moment costs TCP a tenth of two seconds
-					// (its least retransmission timeout), so it may try again.
-					within := false
-					for try := 0; try < 4 && !within; try++ {
-						got := iperf(t, p.ns[0], p.ns[1], p.addrs[1][family])
-						t.Logf("%.1f Mbit/s of %d; drops %v", got/1e6, mbit, p.links[1].Stats().Drops)
-						want := float64(mbit) * 1e6
-						within = got > 0.9*want && got < 1.1*want
-					}
-					if !within {
-						t.Errorf("never %d Mbit/s within a tenth", mbit)
+					whole, best := iperf(t, p.ns[0], p.ns[1], p.addrs[1][family])
+					t.Logf("%.1f and at best %.1f Mbit/s of %d; drops %v", whole/1e6, best/1e6, mbit, p.links[1].Stats().Drops)
+					if want := float64(mbit) * 1e6; whole > 1.1*want || best < 0.9*want {
+						t.Errorf("%.1f Mbit/s, at best %.1f, want %d within a tenth", whole/1e6, best/1e6, mbit)
 					}
 				}
 				begin := time.Now()

@@ -55,6 +55,9 @@ func TestPodmanRootless(t *testing.T) {
 	}
 	nstest.Start(t, p.host, p.command(t.Context(), "usernet", "daemon"))
 	nstest.WaitFor(t, 10*time.Second, func() bool { _, err := p.try("usernet", "ps"); return err == nil })
+	// podman ends what it started for the namespace of its plugins with its last
+	// container, and the attempt without a daemon made none.
+	p.do("podman", "run", "--rm", "--network", "usernet", image, "sleep", "0")
 	p.onNetworks(t, podmanNet{name: "usernet", other: "other", v4: "10.84.0.", v6: "fd84:7573:6572::"}, []podmanTest{
 		{"egress", (*podmanBed).testRootlessEgress},
 		{"ports", (*podmanBed).testRootlessPorts},
