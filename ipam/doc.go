@@ -33,7 +33,8 @@
 // and the namespace that it was given for, by which a caller may judge that.
 //
 // A lease outlives a change of configuration: ranges concern what is given
-// out, not what is held.
+// out, not what is held. [Pool.Redefine] makes such a change while the pool is in
+// use.
 //
 // # Quarantine
 //

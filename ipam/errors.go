@@ -26,8 +26,8 @@ var (
 
 // OpError is the error of every method of [Pool] and of [Open].
 type OpError struct {
-	Op     string     // "open", "acquire", "release" or "retain"
-	Owner  Owner      // whose operation it was; empty for open and retain
+	Op     string     // "open", "redefine", "acquire", "release" or "retain"
+	Owner  Owner      // whose operation it was; empty for open, redefine and retain
 	Addr   netip.Addr // the address concerned; invalid when there is no single one
 	Holder Owner      // who holds Addr when Err is ErrInUse
 	Err    error      // one of this package's causes, or the store's or context's error

@@ -16,6 +16,9 @@ type Owner string
 // store's key on one page.
 const MaxOwnerLen = 1024
 
+// MaxNoteLen is the longest note in bytes: room for a path (PATH_MAX) and more.
+const MaxNoteLen = 8192
+
 // Request is what an owner asks [Pool.Acquire] for. Only Owner is required.
 type Request struct {
 	// Owner is who will hold the lease.
@@ -29,6 +32,9 @@ type Request struct {
 	// BootID and Netns are kept with the lease, see [Lease].
 	BootID string
 	Netns  uint64
+	// Note is kept with the lease, see [Lease]. It has at most [MaxNoteLen]
+	// bytes.
+	Note string
 }
 
 // Lease is the addresses that one owner holds. A Lease handed out by this
@@ -50,6 +56,9 @@ type Lease struct {
 	// pool leaves that to its caller. Empty and 0: unknown.
 	BootID string `json:"bootID,omitempty"`
 	Netns  uint64 `json:"netns,omitempty"`
+	// Note is the caller's own, and opaque here: what it has to know of the lease
+	// when nothing else remembers it.
+	Note string `json:"note,omitempty"`
 }
 
 // Memory is what is remembered of a name that holds no lease.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -25,6 +26,9 @@ type Pool struct {
 	used   map[netip.Addr]Owner // every address of leases, and those being acquired
 	alloc  []*allocator         // one per set
 	names  map[string]Memory    // of names that hold no lease
+	// strays has the addresses freed outside the present ranges, with the time:
+	// they rest, too, should the ranges come to hold them again.
+	strays map[netip.Addr]time.Time
 	// busy has the owners with an operation under way. The channel is closed
 	// when that operation ends.
 	busy map[Owner]chan struct{}
@@ -56,14 +60,53 @@ func Open(ctx context.Context, cfg Config, store Store) (*Pool, error) {
 	if p.names == nil {
 		p.names = make(map[string]Memory)
 	}
-	reserved := gatewaySet(cfg.Sets)
-	for _, set := range cfg.Sets {
-		p.alloc = append(p.alloc, newAllocator(set, reserved))
-	}
+	p.divide()
 	if err := p.restore(state); err != nil {
 		return nil, &OpError{Op: "open", Err: err}
 	}
 	return p, nil
+}
+
+// divide gives every set an allocator that has given out nothing.
+func (p *Pool) divide() {
+	reserved := gatewaySet(p.sets)
+	p.alloc, p.strays = nil, make(map[netip.Addr]time.Time)
+	for _, set := range p.sets {
+		p.alloc = append(p.alloc, newAllocator(set, reserved))
+	}
+}
+
+// Redefine changes the ranges that addresses are given out of, from the next
+// request on. What is held stays held; what rests goes on resting, and what is
+// kept for a name is kept, as far as the ranges have it; set i continues after
+// the address that set i gave out last. The store learns of none of this: it is
+// for the caller to open the pool with the same ranges. A faulty configuration
+// changes nothing.
+func (p *Pool) Redefine(sets [][]Range) error {
+	cfg, err := Config{Sets: sets}.Normalize()
+	if err != nil {
+		return &OpError{Op: "redefine", Err: err}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, freed := p.alloc, p.strays
+	p.sets = cfg.Sets
+	p.divide()
+	for addr := range p.used {
+		for _, a := range p.alloc {
+			a.took(addr)
+		}
+	}
+	for i, a := range old {
+		maps.Copy(freed, a.resting)
+		if i < len(p.alloc) {
+			p.alloc[i].cursor = a.cursor
+		}
+		p.alloc[0].rested = append(p.alloc[0].rested, a.rested...)
+	}
+	p.restoreFreed(freed)
+	p.restoreNames()
+	return nil
 }
 
 // restore takes over what the store remembers.
@@ -111,10 +154,7 @@ func (p *Pool) restoreFreed(freed map[netip.Addr]time.Time) {
 		if at.After(now) {
 			at = now
 		}
-		if !p.freeLocked(a, at) {
-			// Of a range that is configured no longer.
-			p.alloc[0].rested = append(p.alloc[0].rested, a)
-		}
+		p.freeLocked(a, at)
 	}
 }
 
@@ -134,6 +174,9 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (Lease, error) {
 	if len(req.Name) > MaxOwnerLen {
 		return Lease{}, &OpError{Op: "acquire", Owner: owner, Err: fmt.Errorf("%w: the name has %d bytes, at most %d are possible", ErrBadRequest, len(req.Name), MaxOwnerLen)}
 	}
+	if len(req.Note) > MaxNoteLen {
+		return Lease{}, &OpError{Op: "acquire", Owner: owner, Err: fmt.Errorf("%w: the note has %d bytes, at most %d are possible", ErrBadRequest, len(req.Note), MaxNoteLen)}
+	}
 	done, err := p.begin(ctx, "acquire", owner)
 	if err != nil {
 		return Lease{}, err
@@ -144,10 +187,10 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	if held && lease.BootID == req.BootID && lease.Netns == req.Netns && lease.Name == req.Name {
+	if held && lease.BootID == req.BootID && lease.Netns == req.Netns && lease.Name == req.Name && lease.Note == req.Note {
 		return lease, nil
 	}
-	lease.BootID, lease.Netns, lease.Name = req.BootID, req.Netns, req.Name
+	lease.BootID, lease.Netns, lease.Name, lease.Note = req.BootID, req.Netns, req.Name, req.Note
 	if err := p.store.Commit(ctx, Change{Put: []Lease{lease.clone()}, Forget: p.expired()}); err != nil {
 		if !held {
 			p.unreserve(lease)
@@ -227,6 +270,8 @@ func (p *Pool) Lookup(owner Owner) (Lease, bool) {
 // Gateways returns the gateways of all ranges with their subnets' lengths, in
 // the order of the sets and each once.
 func (p *Pool) Gateways() []netip.Prefix {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var all []netip.Prefix
 	for _, set := range p.sets {
 		for _, r := range set {

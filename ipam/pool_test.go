@@ -308,9 +308,11 @@ func TestConfigMayChange(t *testing.T) {
 		}
 		release(t, p, "old")
 
-		// What rests in ranges that are gone is forgotten, not carried along.
+		// What rests in ranges that are gone is forgotten when it has rested.
 		s = reopen()
-		p = open(t, Config{Sets: sets([]Range{subnet("10.0.1.0/24")})}, s)
+		clock := newClock()
+		clock.t = time.Now().Add(DefaultQuarantine)
+		p = open(t, Config{Sets: sets([]Range{subnet("10.0.1.0/24")}), Now: clock.now}, s)
 		acquire(t, p, "another")
 		state, err := s.Load(t.Context())
 		if err != nil || len(state.Freed) != 0 {

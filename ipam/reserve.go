@@ -232,12 +232,19 @@ func (p *Pool) expired() []netip.Addr {
 		}
 		a.rested = nil
 	}
+	for addr, at := range p.strays {
+		if !at.After(limit) {
+			delete(p.strays, addr)
+			all = append(all, addr)
+		}
+	}
 	return all
 }
 
 // takeLocked marks addr as owner's.
 func (p *Pool) takeLocked(addr netip.Addr, owner Owner) {
 	p.used[addr] = owner
+	delete(p.strays, addr)
 	for _, a := range p.alloc {
 		a.took(addr)
 	}
@@ -251,14 +258,16 @@ func (p *Pool) dropLocked(addr netip.Addr) {
 	}
 }
 
-// freeLocked lets addr, which is nobody's, rest from the given time on. It
-// reports whether the address is one that the pool gives out.
-func (p *Pool) freeLocked(addr netip.Addr, at time.Time) (known bool) {
+// freeLocked lets addr, which is nobody's, rest from the given time on.
+func (p *Pool) freeLocked(addr netip.Addr, at time.Time) {
+	known := false
 	for _, a := range p.alloc {
 		if a.has(addr) {
 			a.rest(addr, at)
 			known = true
 		}
 	}
-	return known
+	if !known {
+		p.strays[addr] = at
+	}
 }
