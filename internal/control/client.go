@@ -97,11 +97,40 @@ func (c *Client) AmendLink(ctx context.Context, key LinkKey, req AmendLinkReques
 	return r, err
 }
 
-// Detach removes a link and reports whether there was one.
+// Detach removes a link, with the lease of the same key if there is one, and
+// reports whether there was a link.
 func (c *Client) Detach(ctx context.Context, key LinkKey) (removed bool, err error) {
 	var r DetachReply
 	err = c.call(ctx, http.MethodDelete, linkPath(key), nil, &r)
 	return r.Removed, err
+}
+
+// Acquire leases addresses without a link.
+func (c *Client) Acquire(ctx context.Context, req LeaseRequest) (Lease, error) {
+	var r Lease
+	err := c.call(ctx, http.MethodPost, "/v1/leases", &req, &r)
+	return r, err
+}
+
+// Leases lists the leases without a link; an empty network selects all.
+func (c *Client) Leases(ctx context.Context, network string) ([]Lease, error) {
+	var r LeasesReply
+	err := c.call(ctx, http.MethodGet, "/v1/leases"+query("network", network), nil, &r)
+	return r.Leases, err
+}
+
+// Lease returns one lease.
+func (c *Client) Lease(ctx context.Context, key LinkKey) (Lease, error) {
+	var r Lease
+	err := c.call(ctx, http.MethodGet, keyPath("leases", key), nil, &r)
+	return r, err
+}
+
+// Release ends a lease and reports whether there was one.
+func (c *Client) Release(ctx context.Context, key LinkKey) (released bool, err error) {
+	var r ReleaseReply
+	err = c.call(ctx, http.MethodDelete, keyPath("leases", key), nil, &r)
+	return r.Released, err
 }
 
 // Networks lists the networks.
@@ -148,7 +177,7 @@ func (c *Client) AttachHost(ctx context.Context, network string, req AttachHostR
 	return r, err
 }
 
-// GC removes the links of a network that are not valid any more.
+// GC removes the links and leases of a network that are not valid any more.
 func (c *Client) GC(ctx context.Context, network string, req GCRequest) (GCReply, error) {
 	var r GCReply
 	err := c.call(ctx, http.MethodPost, "/v1/networks/"+url.PathEscape(network)+"/gc", &req, &r)
@@ -251,8 +280,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, reply any)
 	return s.call(ctx, method, path, body, reply)
 }
 
-func linkPath(k LinkKey) string {
-	return "/v1/links/" + url.PathEscape(k.Network) + "/" + url.PathEscape(k.Container) + "/" + url.PathEscape(k.IfName)
+func linkPath(k LinkKey) string { return keyPath("links", k) }
+
+func keyPath(of string, k LinkKey) string {
+	return "/v1/" + of + "/" + url.PathEscape(k.Network) + "/" + url.PathEscape(k.Container) + "/" + url.PathEscape(k.IfName)
 }
 
 // query encodes key, value pairs, leaving out the empty values.

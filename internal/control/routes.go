@@ -32,6 +32,10 @@ var routes = []route{
 	{"POST", "/v1/links/{network}/{container}/{ifname}/commit", nil, nil, nil, serveCommit},
 	{"POST", "/v1/links/{network}/{container}/{ifname}/publications", PublishLinkRequest{}, PublicationsReply{}, nil, servePublishLink},
 	{"POST", "/v1/links/{network}/{container}/{ifname}/unpublish", UnpublishLinkRequest{}, PublicationsReply{}, nil, serveUnpublishLink},
+	{"POST", "/v1/leases", LeaseRequest{}, Lease{}, nil, serveAcquire},
+	{"GET", "/v1/leases", nil, LeasesReply{}, []string{"network"}, serveLeases},
+	{"GET", "/v1/leases/{network}/{container}/{ifname}", nil, Lease{}, nil, serveLease},
+	{"DELETE", "/v1/leases/{network}/{container}/{ifname}", nil, ReleaseReply{}, nil, serveRelease},
 	{"GET", "/v1/networks", nil, NetworksReply{}, nil, serveNetworks},
 	{"POST", "/v1/networks", CreateNetworkRequest{}, Network{}, nil, serveCreateNetwork},
 	{"GET", "/v1/networks/{name}", nil, Network{}, nil, serveNetwork},
@@ -162,6 +166,38 @@ func serveDetach(a *api, w http.ResponseWriter, r *http.Request) error {
 	}
 	removed, err := a.Handler.Detach(r.Context(), key)
 	return reply(w, DetachReply{Removed: removed}, err)
+}
+
+func serveAcquire(a *api, w http.ResponseWriter, r *http.Request) error {
+	var req LeaseRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	l, err := a.Handler.Acquire(r.Context(), &req)
+	return reply(w, l, err)
+}
+
+func serveLeases(a *api, w http.ResponseWriter, r *http.Request) error {
+	list, err := a.Handler.Leases(r.Context(), r.FormValue("network"))
+	return reply(w, LeasesReply{Leases: orEmpty(list)}, err)
+}
+
+func serveLease(a *api, w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	l, err := a.Handler.Lease(r.Context(), key)
+	return reply(w, l, err)
+}
+
+func serveRelease(a *api, w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	released, err := a.Handler.Release(r.Context(), key)
+	return reply(w, ReleaseReply{Released: released}, err)
 }
 
 func serveNetworks(a *api, w http.ResponseWriter, r *http.Request) error {

@@ -37,7 +37,15 @@ type Handler interface {
 	// AmendLink changes what req names and leaves the rest; the reply is the
 	// link as it is now.
 	AmendLink(ctx context.Context, key LinkKey, req *AmendLinkRequest) (*Link, error)
+	// Detach removes the link, and the lease of the same key.
 	Detach(ctx context.Context, key LinkKey) (removed bool, err error)
+
+	// Acquire makes a lease without a link.
+	Acquire(ctx context.Context, req *LeaseRequest) (*Lease, error)
+	// Leases lists those of one network name, or all.
+	Leases(ctx context.Context, network string) ([]Lease, error)
+	Lease(ctx context.Context, key LinkKey) (*Lease, error)
+	Release(ctx context.Context, key LinkKey) (released bool, err error)
 
 	Networks(ctx context.Context) ([]Network, error)
 	Network(ctx context.Context, name string) (*Network, error)

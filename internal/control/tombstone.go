@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// A Tombstone says that a link was deleted while no daemon could be told. The
-// plugin leaves it beside the socket; the next daemon replays it before it
-// serves:
+// A Tombstone says that a link, or a lease without one, was deleted while no
+// daemon could be told. The plugin leaves it beside the socket; the next daemon
+// replays it before it serves:
 //
 //	stones, err := control.Tombstones(socket)
 //	for _, s := range stones {
-//		// detach s.Link, unless that link was created after s.Deleted
+//		// end link and lease of s.Link, as far as they were made before s.Deleted
 //		s.Remove()
 //	}
 //

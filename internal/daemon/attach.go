@@ -194,15 +194,21 @@ func (a *attaching) lease(ctx context.Context) error {
 		})
 	}
 	want := ipam.Request{Owner: owner, Want: a.req.IPs, BootID: rec.BootID, Netns: rec.Netns}
-	if a.req.Sticky != "" {
-		want.Name = a.req.Sticky + "/" + a.req.IfName
-	}
+	want.Name = stickyName(a.req.Sticky, a.req.IfName)
 	lease, err := a.n.pool.Acquire(ctx, want)
 	if err != nil {
 		return leaseError(err)
 	}
 	rec.Addrs, rec.Gateways = lease.Addrs, lease.Gateways
 	return nil
+}
+
+// stickyName is what addresses stick to: a container's name on one interface.
+func stickyName(container, ifName string) string {
+	if container == "" {
+		return ""
+	}
+	return container + "/" + ifName
 }
 
 // freeUnwanted releases the lease that a lost link of this key still holds, when

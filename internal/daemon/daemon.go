@@ -34,12 +34,14 @@ type Daemon struct {
 
 	defining chan struct{}  // see lockDefinitions
 	activity chan struct{}  // see poke
+	leasing  chan struct{}  // see watchLeases
 	watchers sync.WaitGroup // link.watch of every link
 	bound    sync.WaitGroup // links that end with a connection, and link.abandon
 	stop     chan struct{}  // closed when Run ends serving
 
 	mu             sync.Mutex // guards what follows, and the tables of networks and links
 	networks       map[string]*network
+	pools          map[string]*pool // by the network's name
 	hostKnown      bool
 	hostAddrs      []netip.Addr
 	hostBroadcasts []netip.Addr
@@ -59,8 +61,8 @@ func New(cfg Config) (*Daemon, error) {
 	}
 	d := &Daemon{
 		cfg: cfg, log: cfg.Log, bootID: strings.TrimSpace(string(bootID)),
-		defining: make(chan struct{}, 1), activity: make(chan struct{}, 1), stop: make(chan struct{}),
-		networks: map[string]*network{},
+		defining: make(chan struct{}, 1), activity: make(chan struct{}, 1), leasing: make(chan struct{}, 1), stop: make(chan struct{}),
+		networks: map[string]*network{}, pools: map[string]*pool{},
 	}
 	d.metrics = newMetrics(d)
 	return d, nil
@@ -150,6 +152,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	defer cancel(nil) // before the wait
 	helpers.Go(func() { d.followHost(ctx) })
 	helpers.Go(func() { d.reapLost(ctx) })
+	helpers.Go(func() { d.reapLeases(ctx) })
 	if d.cfg.IdleExit > 0 {
 		helpers.Go(func() { d.exitWhenIdle(ctx, cancel) })
 	}
@@ -180,7 +183,7 @@ func (d *Daemon) answer(ctx context.Context, listener *net.UnixListener, done ch
 
 // healthy is GET /healthz: the daemon answers, and its state can be read.
 func (d *Daemon) healthy(context.Context) error {
-	_, _, err := d.store.load()
+	_, err := d.store.load()
 	return err
 }
 

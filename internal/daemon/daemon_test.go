@@ -205,7 +205,7 @@ func TestDamagedRecordsAreNamed(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := r.d.store.load()
+	_, err := r.d.store.load()
 	if err == nil || !strings.Contains(err.Error(), `networks "y": holds the record of "x"`) {
 		t.Errorf("load: %v", err)
 	}

@@ -204,14 +204,14 @@ func (r *running) world(t testing.TB) world {
 	for _, l := range r.d.linkList() {
 		w.Links = append(w.Links, l.key().String())
 	}
-	networks, links, err := r.d.store.load()
+	state, err := r.d.store.load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range links {
+	for _, l := range state.links {
 		w.Records = append(w.Records, l.key().String())
 	}
-	for _, n := range networks {
+	for _, n := range state.networks {
 		w.Networks = append(w.Networks, n.Name)
 	}
 	for _, n := range r.d.networkList() {

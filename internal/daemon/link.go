@@ -259,28 +259,41 @@ func (d *Daemon) Detach(ctx context.Context, key control.LinkKey) (removed bool,
 	}
 	defer unlock()
 	l := d.link(key)
-	if l == nil {
-		return false, nil
+	if l != nil {
+		err = l.remove(ctx, "detached")
 	}
-	if err := l.remove(ctx, "detached"); err != nil {
-		return true, err
-	}
-	return true, nil
+	// The interface may have been another plugin's before.
+	_, lerr := d.release(ctx, key, "detached")
+	return l != nil, errors.Join(err, lerr)
 }
 
-// GC implements control.Handler: the network's links with the caller's tag
-// that are not in the list go. It goes on past errors and reports them all.
+// GC implements control.Handler: the network's links and bare leases with the
+// caller's tag that are not in the list go. It goes on past errors and reports
+// them all.
 func (d *Daemon) GC(ctx context.Context, network string, req *control.GCRequest) (*control.GCReply, error) {
-	reply := &control.GCReply{Removed: []string{}}
+	reply := &control.GCReply{Removed: []string{}, Released: []string{}}
+	valid := func(key control.LinkKey) bool {
+		return slices.Contains(req.Valid, control.LinkName{Container: key.Container, IfName: key.IfName})
+	}
 	var errs []error
 	for _, l := range d.linkList() {
 		key := l.key()
-		if key.Network != network || l.rec.Owner != req.Owner || slices.Contains(req.Valid, control.LinkName{Container: key.Container, IfName: key.IfName}) {
+		if key.Network != network || l.rec.Owner != req.Owner || valid(key) {
 			continue
 		}
 		removed, err := d.collect(ctx, l)
 		if removed {
 			reply.Removed = append(reply.Removed, key.String())
+		}
+		errs = append(errs, err)
+	}
+	for _, b := range d.bareLeases(network) {
+		if b.note.Owner != req.Owner || valid(b.key) {
+			continue
+		}
+		released, err := d.releaseIf(ctx, b, "garbage collected")
+		if released {
+			reply.Released = append(reply.Released, b.key.String())
 		}
 		errs = append(errs, err)
 	}

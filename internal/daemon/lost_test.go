@@ -228,11 +228,14 @@ func breakable(t *testing.T, r *running) *brokenLeases {
 	}
 	n := r.d.network("net")
 	store := &brokenLeases{Store: ipam.NewBoltStore(r.d.store.db, ipamBucket("net"))}
-	pool, err := ipam.Open(t.Context(), ipam.Config{Sets: n.rec.Sets}, store)
+	addrs, err := ipam.Open(t.Context(), ipam.Config{Sets: n.rec.Sets}, store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.pool = pool // nothing else is under way
+	r.d.mu.Lock()
+	defer r.d.mu.Unlock()
+	r.d.pools["net"] = &pool{name: "net", ipam: addrs, sets: n.rec.Sets}
+	n.pool = addrs // nothing else is under way
 	return store
 }
 

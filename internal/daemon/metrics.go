@@ -86,11 +86,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		for _, state := range []control.LinkState{control.LinkAttaching, control.LinkAttached, control.LinkLost} {
 			gauge(descLinks, float64(states[n][state]), n.rec.Name, string(state))
 		}
-		usage := poolUsage(n.pool)
-		gauge(descAddresses, float64(usage.Leased), n.rec.Name, "leased")
-		gauge(descAddresses, float64(usage.Quarantined), n.rec.Name, "quarantined")
-		gauge(descAddresses, float64(usage.Free), n.rec.Name, "free")
 		m.collectSwitch(ch, n)
+	}
+	for _, p := range m.d.poolList() {
+		usage, _ := p.usage()
+		gauge(descAddresses, float64(usage.Leased), p.name, "leased")
+		gauge(descAddresses, float64(usage.Quarantined), p.name, "quarantined")
+		gauge(descAddresses, float64(usage.Free), p.name, "free")
 	}
 }
 

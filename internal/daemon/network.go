@@ -127,7 +127,10 @@ func (d *Daemon) defineNetwork(ctx context.Context, rec *networkRecord) (*networ
 	if err != nil {
 		return nil, err
 	}
-	undo.add(func(context.Context) { _ = n.sw.Close() }) // it has no links yet
+	undo.add(func(ctx context.Context) {
+		_ = n.sw.Close() // it has no links yet
+		d.leavePool(ctx, n)
+	})
 	if err := d.store.putNetwork(rec); err != nil {
 		return nil, err
 	}
@@ -154,11 +157,11 @@ func (d *Daemon) openNetwork(ctx context.Context, rec *networkRecord) (*network,
 	}
 	n.sw = sw
 	if len(rec.Sets) > 0 {
-		cfg := ipam.Config{Sets: rec.Sets, Quarantine: d.cfg.Quarantine}
-		n.pool, err = ipam.Open(ctx, cfg, ipam.NewBoltStore(d.store.db, ipamBucket(rec.Name)))
+		p, err := d.openPool(ctx, rec.Name, rec.Sets)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("network %s: %w", rec.Name, err), sw.Close())
+			return nil, errors.Join(err, sw.Close())
 		}
+		n.pool = p.ipam
 	}
 	return n, nil
 }
@@ -239,13 +242,22 @@ func (d *Daemon) RemoveNetwork(ctx context.Context, name string) error {
 	}
 	defer unlock()
 	n := d.network(name)
-	if n == nil {
+	p := d.pool(name)
+	switch {
+	case n == nil && p == nil:
 		return noNetwork(name)
-	}
-	if n.rec.Source == control.SourceConfig {
+	case n == nil:
+		return d.dropPool(p)
+	case n.rec.Source == control.SourceConfig:
 		return control.Errorf(control.CodeConflict, "network %s comes from the configuration file; remove it there and restart the daemon", name)
 	}
-	return d.dropNetwork(ctx, n)
+	if err := d.dropNetwork(ctx, n); err != nil {
+		return err
+	}
+	if p = d.pool(name); p != nil && len(p.bare()) == 0 {
+		return d.dropPool(p)
+	}
+	return nil
 }
 
 // dropNetwork removes a network without links, with definitions locked.
@@ -271,6 +283,7 @@ func (d *Daemon) dropNetwork(ctx context.Context, n *network) error {
 		}
 	}
 	err := n.sw.Shutdown(ctx)
+	d.leavePool(ctx, n)
 	d.refreshRefused()
 	d.log.Info("network removed", "network", name, "err", err)
 	return nil

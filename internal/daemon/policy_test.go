@@ -183,9 +183,9 @@ func TestPolicyUndoesEveryStep(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "boom") {
 			t.Errorf("%s: %v", step, err)
 		}
-		networks, _, err := r.d.store.load()
-		if got := r.d.network("n").sw.Policy(); got != want || err != nil || networks[0].IngressPolicy != "" {
-			t.Errorf("%s: switch %+v, disk %+v, %v", step, got, networks[0].networkPolicy, err)
+		state, err := r.d.store.load()
+		if got := r.d.network("n").sw.Policy(); got != want || err != nil || state.networks[0].IngressPolicy != "" {
+			t.Errorf("%s: switch %+v, disk %+v, %v", step, got, state.networks[0].networkPolicy, err)
 		}
 		if n, err := r.Network(t.Context(), "n"); err != nil || n.IngressPolicy != control.IngressSameBridge {
 			t.Errorf("%s: %+v, %v", step, n, err)

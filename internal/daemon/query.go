@@ -268,12 +268,12 @@ func (d *Daemon) Status(_ context.Context, network string) (*control.StatusReply
 	if len(s.Lost) > 0 {
 		add(control.Problem{Code: control.CodeUnavailable, Object: s.Lost[0], Message: "links were lost with an earlier daemon: their containers have no network until they are attached anew"})
 	}
-	for _, n := range d.networkList() {
-		s.Networks++
-		if poolUsage(n.pool).Exhausted && (network == "" || network == n.rec.Name) {
+	s.Networks = len(d.networkList())
+	for _, p := range d.poolList() {
+		if usage, ranges := p.usage(); usage.Exhausted && (network == "" || network == p.name) {
 			add(control.Problem{
-				Code: control.CodeExhausted, Object: n.rec.Name, Blocks: network == n.rec.Name,
-				Message: "network " + n.rec.Name + " has no address left in " + setsText(n.rec.Sets),
+				Code: control.CodeExhausted, Object: p.name, Blocks: network == p.name,
+				Message: "network " + p.name + " has no address left in " + ranges,
 			})
 		}
 	}

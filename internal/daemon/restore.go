@@ -22,14 +22,16 @@ import (
 //     lost and keeps its addresses until DEL, GC, the end of its namespace, or a
 //     new ADD, which gets the same.
 //
-// Leases of all others are released. Quarantine keeps their addresses from being
-// given out again at once.
+// Leases of all others are released; so are bare leases of another boot or of a
+// namespace that is no more. Quarantine keeps their addresses from being given out
+// again at once.
 func (d *Daemon) restore(ctx context.Context) error {
-	networks, links, err := d.store.load()
+	state, err := d.store.load()
 	if err != nil {
 		return err
 	}
-	if networks, err = d.applyFile(networks); err != nil {
+	networks, err := d.applyFile(state.networks)
+	if err != nil {
 		return err
 	}
 	for _, rec := range networks {
@@ -42,9 +44,12 @@ func (d *Daemon) restore(ctx context.Context) error {
 		d.mu.Unlock()
 	}
 	d.refreshRefused()
+	if err := d.restorePools(ctx, state.pools); err != nil {
+		return err
+	}
 	lost := map[ipam.Owner]bool{}
 	var ended []control.LinkKey
-	for _, rec := range links {
+	for _, rec := range state.links {
 		if !d.survives(rec) {
 			ended = append(ended, rec.key())
 			continue
@@ -59,19 +64,17 @@ func (d *Daemon) restore(ctx context.Context) error {
 	return d.forgetEnded(ctx, ended, lost)
 }
 
-// forgetEnded releases the leases of all but the lost links, and then deletes
-// the records of those that have ended, in the order of link.remove.
+// forgetEnded releases the leases of all but the lost links and the interfaces
+// that may live, and then deletes the records of the links that have ended, in the
+// order of link.remove.
 func (d *Daemon) forgetEnded(ctx context.Context, ended []control.LinkKey, lost map[ipam.Owner]bool) error {
-	for _, n := range d.networkList() {
-		if n.pool == nil {
-			continue
-		}
-		freed, err := n.pool.Retain(ctx, func(l ipam.Lease) bool { return lost[l.Owner] })
+	for _, p := range d.poolList() {
+		freed, err := p.ipam.Retain(ctx, func(l ipam.Lease) bool { return lost[l.Owner] || d.leaseSurvives(l) })
 		if err != nil {
-			return fmt.Errorf("restore: release leases of network %s: %w", n.rec.Name, err)
+			return fmt.Errorf("restore: release leases of network %s: %w", p.name, err)
 		}
 		if len(freed) > 0 {
-			d.log.Info("leases of an earlier daemon released", "network", n.rec.Name, "count", len(freed))
+			d.log.Info("leases of an earlier daemon released", "network", p.name, "count", len(freed))
 		}
 	}
 	var errs []error
@@ -81,9 +84,9 @@ func (d *Daemon) forgetEnded(ctx context.Context, ended []control.LinkKey, lost 
 	return errors.Join(errs...)
 }
 
-// replayTombstones forgets the links that were deleted while no daemon ran. A
-// tombstone that cannot be read must not keep the daemon from serving: its link
-// stays listed as lost.
+// replayTombstones forgets the links and bare leases that were deleted while no
+// daemon ran. A tombstone that cannot be read must not keep the daemon from
+// serving: its link stays listed as lost, its lease as held.
 func (d *Daemon) replayTombstones(ctx context.Context) {
 	stones, err := control.Tombstones(d.cfg.Socket)
 	if err != nil {
@@ -94,6 +97,12 @@ func (d *Daemon) replayTombstones(ctx context.Context) {
 			if err := l.remove(ctx, "deleted while no daemon ran"); err != nil {
 				d.log.Warn("link not removed whole", "link", stone.Link.String(), "err", err)
 				continue // the next start tries again
+			}
+		}
+		if b, held := d.bareLease(stone.Link); held && !b.Since.After(stone.Deleted) {
+			if _, err := d.releaseIf(ctx, b, "deleted while no daemon ran"); err != nil {
+				d.log.Warn("lease not released", "lease", stone.Link.String(), "err", err)
+				continue // as above
 			}
 		}
 		if err := stone.Remove(); err != nil {

@@ -70,15 +70,7 @@ func checkMTU(mtu int) error {
 // normalizeSets fills in what the ranges leave out and returns the network's
 // gateways, one per subnet.
 func normalizeSets(sets [][]control.Range) ([][]ipam.Range, []netip.Prefix, error) {
-	cfg := ipam.Config{}
-	for _, set := range sets {
-		var rs []ipam.Range
-		for _, r := range set {
-			rs = append(rs, ipam.Range{Subnet: r.Subnet, Start: r.RangeStart, End: r.RangeEnd, Gateway: r.Gateway})
-		}
-		cfg.Sets = append(cfg.Sets, rs)
-	}
-	cfg, err := cfg.Normalize()
+	cfg, err := ipam.Config{Sets: ipamSets(sets)}.Normalize()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -159,14 +151,22 @@ func (r *networkRecord) agrees(want *networkRecord) error {
 		return conflictf("network %s takes addresses that another ipam leases (%v), the request has ranges", r.Name, r.prefixes())
 	case len(r.Sets) > 0 && len(want.Sets) == 0:
 		return conflictf("network %s leases its own addresses (%s), the request brings some leased elsewhere", r.Name, setsText(r.Sets))
-	case !reflect.DeepEqual(r.Sets, want.Sets):
-		return conflictf("network %s has ranges %s, the request %s; remove the network's links to redefine it, or use another name", r.Name, setsText(r.Sets), setsText(want.Sets))
+	case r.agreesWithSets(want.Sets) != nil:
+		return r.agreesWithSets(want.Sets)
 	case len(r.Sets) == 0 && !slices.Equal(r.Gateways, want.Gateways):
 		return conflictf("network %s has gateways %v, the request's addresses have %v", r.Name, r.Gateways, want.Gateways)
 	case r.Internal != want.Internal:
 		return conflictf("network %s has internal %v, the request wants %v", r.Name, r.Internal, want.Internal)
 	}
 	return nil
+}
+
+// agreesWithSets is agrees as far as ranges go.
+func (r *networkRecord) agreesWithSets(sets [][]ipam.Range) error {
+	if reflect.DeepEqual(r.Sets, sets) {
+		return nil
+	}
+	return conflictf("network %s has ranges %s, the request %s; remove the network's links to redefine it, or use another name", r.Name, setsText(r.Sets), setsText(sets))
 }
 
 func conflictf(format string, args ...any) error {
@@ -200,7 +200,20 @@ func setsText(sets [][]ipam.Range) string {
 	return strings.Join(parts, ", ")
 }
 
-// controlSets is sets in the API's words.
+// ipamSets is sets in package ipam's words.
+func ipamSets(sets [][]control.Range) [][]ipam.Range {
+	var out [][]ipam.Range
+	for _, set := range sets {
+		var rs []ipam.Range
+		for _, r := range set {
+			rs = append(rs, ipam.Range{Subnet: r.Subnet, Start: r.RangeStart, End: r.RangeEnd, Gateway: r.Gateway})
+		}
+		out = append(out, rs)
+	}
+	return out
+}
+
+// controlSets is the inverse of ipamSets.
 func controlSets(sets [][]ipam.Range) [][]control.Range {
 	out := [][]control.Range{}
 	for _, set := range sets {

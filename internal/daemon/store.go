@@ -25,6 +25,7 @@ var (
 	bucketMeta     = []byte("meta")
 	bucketNetworks = []byte("networks")
 	bucketLinks    = []byte("links")
+	bucketPools    = []byte("pools") // made by the first pool: layouts of before have none
 	keyVersion     = []byte("version")
 )
 
@@ -208,11 +209,38 @@ func (s *store) deleteLink(key control.LinkKey) error {
 
 func (s *store) putNetwork(r *networkRecord) error { return s.put(bucketNetworks, r.Name, r) }
 
-// deleteNetwork forgets a network and all leases of it.
+func (s *store) putPool(r *poolRecord) error {
+	if err := s.db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucketIfNotExists(bucketPools); return err }); err != nil {
+		return fmt.Errorf("write state of pool %s: %w", r.Name, err)
+	}
+	return s.put(bucketPools, r.Name, r)
+}
+
+// deletePool forgets a pool and all leases of it.
+func (s *store) deletePool(name string) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		if b := tx.Bucket(bucketPools); b != nil {
+			if err := b.Delete([]byte(name)); err != nil {
+				return err
+			}
+		}
+		return deleteLeases(tx, name)
+	})
+	if err != nil {
+		return fmt.Errorf("delete state of pool %s: %w", name, err)
+	}
+	return nil
+}
+
+// deleteNetwork forgets a network, and all leases of it unless its pool is on
+// record by itself.
 func (s *store) deleteNetwork(name string) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		if err := tx.Bucket(bucketNetworks).Delete([]byte(name)); err != nil {
 			return err
+		}
+		if b := tx.Bucket(bucketPools); b != nil && b.Get([]byte(name)) != nil {
+			return nil
 		}
 		return deleteLeases(tx, name)
 	})
@@ -229,25 +257,37 @@ func deleteLeases(tx *bbolt.Tx, network string) error {
 	return tx.DeleteBucket([]byte(ipamBucket(network)))
 }
 
+// stored is every record, besides the leases, which package ipam reads.
+type stored struct {
+	networks []*networkRecord
+	links    []*linkRecord
+	pools    []*poolRecord
+}
+
 // load returns every record. A record that cannot be read is an error that
 // names it: half a state would hand out addresses that are in use.
-func (s *store) load() (networks []*networkRecord, links []*linkRecord, err error) {
+func (s *store) load() (all stored, err error) {
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		return errors.Join(
-			readAll(tx, bucketNetworks, func(r *networkRecord) string { return r.Name }, &networks),
-			readAll(tx, bucketLinks, func(r *linkRecord) string { return r.key().String() }, &links),
+			readAll(tx, bucketNetworks, func(r *networkRecord) string { return r.Name }, &all.networks),
+			readAll(tx, bucketLinks, func(r *linkRecord) string { return r.key().String() }, &all.links),
+			readAll(tx, bucketPools, func(r *poolRecord) string { return r.Name }, &all.pools),
 		)
 	})
 	if err != nil {
 		err = fmt.Errorf("read state file %s: %w", s.db.Path(), err)
 	}
-	return networks, links, err
+	return all, err
 }
 
 func readAll[T any](tx *bbolt.Tx, bucket []byte, name func(*T) string, into *[]*T) error {
+	b := tx.Bucket(bucket)
+	if b == nil {
+		return nil
+	}
 	var faults []error
 	// The callback never fails: faults are collected, all at once.
-	_ = tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+	_ = b.ForEach(func(k, v []byte) error {
 		r := new(T)
 		switch err := json.Unmarshal(v, r); {
 		case err != nil:

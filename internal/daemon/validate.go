@@ -27,11 +27,8 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 	if err := checkMTU(req.MTU); err != nil {
 		return err
 	}
-	if req.BootID != "" && req.BootID != d.bootID {
-		return control.Errorf(control.CodeInvalid, "bootID %q is not this machine's boot %q: the caller's and the daemon's machines differ", req.BootID, d.bootID)
-	}
-	if req.NetnsPath != "" && (!strings.HasPrefix(req.NetnsPath, "/") || len(req.NetnsPath) > maxPath || strings.ContainsRune(req.NetnsPath, 0)) {
-		return control.Errorf(control.CodeInvalid, "netnsPath %.60q: want an absolute path of at most %d bytes", req.NetnsPath, maxPath)
+	if err := d.checkWhere(req.BootID, req.NetnsPath); err != nil {
+		return err
 	}
 	if err := checkDevice(req); err != nil {
 		return err
@@ -48,6 +45,37 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 		}
 	}
 	return checkDNSConf(req.DNS)
+}
+
+// checkWhere checks what a request says of the container's place.
+func (d *Daemon) checkWhere(bootID, netnsPath string) error {
+	if bootID != "" && bootID != d.bootID {
+		return control.Errorf(control.CodeInvalid, "bootID %q is not this machine's boot %q: the caller's and the daemon's machines differ", bootID, d.bootID)
+	}
+	if netnsPath != "" && (!strings.HasPrefix(netnsPath, "/") || len(netnsPath) > maxPath || strings.ContainsRune(netnsPath, 0)) {
+		return control.Errorf(control.CodeInvalid, "netnsPath %.60q: want an absolute path of at most %d bytes", netnsPath, maxPath)
+	}
+	return nil
+}
+
+func checkSticky(name string) error {
+	if len(name) > maxSticky || strings.ContainsFunc(name, unicode.IsControl) {
+		return control.Errorf(control.CodeInvalid, "sticky %.60q: want a name of at most %d bytes without control characters", name, maxSticky)
+	}
+	return nil
+}
+
+// checkIPs checks wanted addresses, which are unmapped in place.
+func checkIPs(ips []netip.Addr) error {
+	seen := map[netip.Addr]bool{}
+	for i, a := range ips {
+		ips[i] = a.Unmap()
+		if !a.IsValid() || a.Zone() != "" || seen[a] {
+			return control.Errorf(control.CodeInvalid, "ips: %q is no address, has a zone, or comes twice", a)
+		}
+		seen[a] = true
+	}
+	return nil
 }
 
 // maxAliases bounds a link's further names: the table of names is rebuilt
@@ -125,17 +153,13 @@ func checkAttachAddrs(req *control.AttachRequest) error {
 	if req.Sticky != "" && len(req.Addrs) > 0 {
 		return control.Errorf(control.CodeInvalid, "sticky %.60q with addrs: addresses leased elsewhere cannot be kept here", req.Sticky)
 	}
-	if len(req.Sticky) > maxSticky || strings.ContainsFunc(req.Sticky, unicode.IsControl) {
-		return control.Errorf(control.CodeInvalid, "sticky %.60q: want a name of at most %d bytes without control characters", req.Sticky, maxSticky)
+	if err := checkSticky(req.Sticky); err != nil {
+		return err
+	}
+	if err := checkIPs(req.IPs); err != nil {
+		return err
 	}
 	seen := map[netip.Addr]bool{}
-	for i, a := range req.IPs {
-		req.IPs[i] = a.Unmap()
-		if !a.IsValid() || a.Zone() != "" || seen[a] {
-			return control.Errorf(control.CodeInvalid, "ips: %q is no address, has a zone, or comes twice", a)
-		}
-		seen[a] = true
-	}
 	for i, p := range req.Addrs {
 		if !p.IsValid() || p.Addr().Is4In6() || seen[p.Addr()] {
 			return control.Errorf(control.CodeInvalid, "addrs: %v is no address with a prefix length, or comes twice", p)
