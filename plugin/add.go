@@ -341,7 +341,7 @@ func (a *adding) attach(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return a.attachError(err)
+		return a.leaseError(err, a.asked)
 	}
 	a.undo.Add(func() {
 		// Closing the connection would do it too, a moment later: too late for a
@@ -357,41 +357,42 @@ func (a *adding) attach(ctx context.Context) error {
 	return nil
 }
 
-// attachError adds to the daemon's words, which name the value and who holds it,
-// the key that the value comes from and what to do.
-func (a *adding) attachError(err error) error {
+// leaseError adds to the daemon's words, which name the value and who holds it,
+// the key that the value comes from and what to do. asked are the keys that
+// addresses were asked for with.
+func (i *invocation) leaseError(err error, asked []string) error {
 	switch control.CodeOf(err) {
 	case control.CodeNotFound:
 		return noNetwork(err)
 	case control.CodeAddressInUse:
-		return fmt.Errorf("%w; %s: ask for another address, or DEL its holder first", err, a.addressKey())
+		return fmt.Errorf("%w; %s: ask for another address, or DEL its holder first", err, i.addressKey(asked))
 	case control.CodeOutOfRange:
-		return fmt.Errorf("%w; %s: ask for an address of the ranges that is no gateway, or for none to get a free one", err, a.addressKey())
+		return fmt.Errorf("%w; %s: ask for an address of the ranges that is no gateway, or for none to get a free one", err, i.addressKey(asked))
 	case control.CodeExhausted:
-		return fmt.Errorf("%w; DEL containers, let the runtime collect garbage (GC), or widen %s", err, a.rangesKey())
+		return fmt.Errorf("%w; DEL containers, let the runtime collect garbage (GC), or widen %s", err, i.rangesKey())
 	}
 	return err
 }
 
 // addressKey says where wanted addresses were asked for.
-func (a *adding) addressKey() string {
-	if len(a.asked) == 0 {
-		return a.rangesKey()
+func (i *invocation) addressKey(asked []string) string {
+	if len(asked) == 0 {
+		return i.rangesKey()
 	}
-	return strings.Join(a.asked, " and ")
+	return strings.Join(asked, " and ")
 }
 
 // rangesKey says where the ranges come from.
-func (a *adding) rangesKey() string {
+func (i *invocation) rangesKey() string {
 	switch {
-	case a.conf.IPAM.delegated():
-		return fmt.Sprintf("the ranges of the IPAM plugin %q", a.conf.IPAM.Type)
-	case len(a.conf.Runtime.IPRanges) > 0:
+	case i.conf.IPAM.delegated():
+		return fmt.Sprintf("the ranges of the IPAM plugin %q", i.conf.IPAM.Type)
+	case len(i.conf.Runtime.IPRanges) > 0:
 		return `"runtimeConfig.ipRanges"`
-	case len(a.conf.IPAM.Sets) > 0:
+	case len(i.conf.IPAM.Sets) > 0:
 		return `"ipam.ranges"`
 	}
-	return fmt.Sprintf("the ranges of the daemon's network %s", a.conf.Name)
+	return fmt.Sprintf("the ranges of the daemon's network %s", i.conf.Name)
 }
 
 // configure gives the device in the container what the daemon has answered.

@@ -108,7 +108,7 @@ func decodeBridgeIPAM(c *config, raw json.RawMessage) error {
 	case "":
 		c.IPAM.Type = noIPAM
 		return nil
-	case hostLocalIPAM:
+	case nameHostLocal:
 		return decodeHostLocal(c, raw)
 	}
 	return decodeIPAM(c, raw)

@@ -71,6 +71,9 @@ type config struct {
 	// Tuning and TuningArgs are what the drop-in name tuning sets, by its own
 	// keys and by args.cni.
 	Tuning, TuningArgs tuningConf
+	// HostLocal holds what the drop-in name host-local alone has; nil under other
+	// names.
+	HostLocal *hostLocalConf
 	// Domain is the drop-in name dnsname's, without dots at its ends.
 	Domain string
 }
@@ -129,6 +132,7 @@ type schema struct {
 	fields   map[string]field
 	tolerant bool          // keys that are not among fields are ignored
 	defaults func() config // what a configuration starts from
+	settle   func(*config) // draws conclusions from all keys, of a lenient judgement too; nil: none
 }
 
 // nativeSchema is that of type "usernet".
@@ -168,6 +172,9 @@ func (s *schema) parse(data []byte, how strictness) (*config, error) {
 				faults = append(faults, fieldError(key, keys[key], err))
 			}
 		}
+	}
+	if s.settle != nil {
+		s.settle(c)
 	}
 	if how == lenient {
 		c.Overlooked = joinFaults(faults)

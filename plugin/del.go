@@ -42,9 +42,16 @@ func (i *invocation) del(ctx context.Context) error {
 	return err
 }
 
-// detach has the daemon forget the link, now or when there is a daemon again.
-func (i *invocation) detach(ctx context.Context) error {
-	if left, err := i.tryDetach(ctx); !left {
+// detach has the daemon forget the link.
+func (i *invocation) detach(ctx context.Context) error { return i.leave(ctx, i.client.Detach) }
+
+// ending is a request that ends what the daemon has of a key, a link or a lease,
+// and reports whether there was anything.
+type ending func(context.Context, control.LinkKey) (bool, error)
+
+// leave has the daemon end it, now or when there is a daemon again.
+func (i *invocation) leave(ctx context.Context, end ending) error {
+	if left, err := i.tryEnd(ctx, end); !left {
 		return err
 	}
 	stone := control.Tombstone{Link: i.key(), Deleted: time.Now()}
@@ -55,18 +62,18 @@ func (i *invocation) detach(ctx context.Context) error {
 	// A daemon that was starting meanwhile may have looked for tombstones just
 	// before this one was written, so that it would find it only at its next
 	// start. If one serves now, it is told after all.
-	if left, err := i.tryDetach(ctx); !left {
+	if left, err := i.tryEnd(ctx, end); !left {
 		return errors.Join(err, stone.Remove())
 	}
 	return nil
 }
 
-// tryDetach asks the daemon. left says that there was none to decide it, or
-// that it did not answer in time: the deletion is left to a later one.
-func (i *invocation) tryDetach(ctx context.Context) (left bool, err error) {
+// tryEnd asks the daemon. left says that there was none to decide it, or that it
+// did not answer in time: the deletion is left to a later one.
+func (i *invocation) tryEnd(ctx context.Context, end ending) (left bool, err error) {
 	bounded, cancel := context.WithTimeout(ctx, detachPatience)
 	defer cancel()
-	removed, err := i.client.Detach(bounded, i.key())
+	removed, err := end(bounded, i.key())
 	if err == nil {
 		i.missing = !removed
 		return false, nil
@@ -74,7 +81,7 @@ func (i *invocation) tryDetach(ctx context.Context) (left bool, err error) {
 	if isUnreachable(err) || ctx.Err() == nil && bounded.Err() != nil {
 		return true, nil
 	}
-	return false, fmt.Errorf("detach %s: %w", i.key(), err)
+	return false, fmt.Errorf("delete %s: %w", i.key(), err)
 }
 
 // forgetFlows makes the host forget the conversations with redirected UDP ports;

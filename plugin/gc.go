@@ -9,7 +9,8 @@ import (
 )
 
 // gc carries out GC: the links of this network that this runtime made and does
-// not list any more are removed, with their leases and publications. No list,
+// not list any more are removed, with their leases and publications, and so are
+// leases without a link. No list,
 // null and an empty list are the same: nothing is valid (cnitool sends none,
 // CRI-O with no pods sends null). It goes on past what fails.
 func (i *invocation) gc(ctx context.Context) error {

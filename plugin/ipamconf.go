@@ -14,13 +14,8 @@ import (
 // Any other type is the name of a CNI IPAM plugin to run.
 const nativeIPAM = "usernet"
 
-const (
-	// noIPAM stands for an interface without addresses.
-	noIPAM = ""
-	// hostLocalIPAM is the reference IPAM plugin, whose schema the native one
-	// has; the drop-in name bridge has the daemon lease in its place.
-	hostLocalIPAM = "host-local"
-)
+// noIPAM stands for an interface without addresses.
+const noIPAM = ""
 
 // ipamConfig is the key "ipam". Its schema for type "usernet" is host-local's,
 // so that a configuration moves over by changing the type.
@@ -101,7 +96,8 @@ func (f *ipamFields) settle(c *config) error {
 	return err
 }
 
-// decodeHostLocal decodes "ipam" of type host-local to be served by the daemon.
+// decodeHostLocal decodes "ipam" of type host-local, whose schema the native one
+// has, to be served by the daemon.
 func decodeHostLocal(c *config, raw json.RawMessage) error {
 	var f ipamFields
 	if err := json.Unmarshal(raw, &f); err != nil {

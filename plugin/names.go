@@ -23,7 +23,7 @@ const (
 // DropInNames are the names of reference plugins that the executable answers
 // to, sorted. Under any other name it is the plugin of type "usernet".
 var DropInNames = []string{
-	nameBandwidth, nameBridge, nameDNSName, nameFirewall, nameLoopback, namePortmap, nameTuning,
+	nameBandwidth, nameBridge, nameDNSName, nameFirewall, nameHostLocal, nameLoopback, namePortmap, nameTuning,
 }
 
 // referenceVersion is the release of the reference plugins whose behaviour the
@@ -59,6 +59,8 @@ func programOf(argv0 string) *program {
 		return dnsnameProgram()
 	case nameFirewall:
 		return firewallProgram()
+	case nameHostLocal:
+		return hostLocalProgram()
 	case nameLoopback:
 		return loopbackProgram()
 	case namePortmap:

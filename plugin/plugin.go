@@ -30,9 +30,9 @@ type Process struct {
 	Stdout io.Writer
 	// Stderr takes what is for people; runtimes pass it to their log.
 	Stderr io.Writer
-	// Runtime names the program that runs the plugin; see [ParentName]. A
-	// garbage collection judges only links of the same name, so that two
-	// runtimes can share a network. Empty is a name too.
+	// Runtime names the program that runs the plugin; see [Caller]. A garbage
+	// collection judges only links of the same name, so that two runtimes can
+	// share a network. Empty is a name too.
 	Runtime string
 	// Caller is the process of that program. A host port that it holds is held
 	// for the container. 0: unknown.
@@ -41,14 +41,33 @@ type Process struct {
 	Release string
 }
 
-// ParentName returns the name of the calling process's parent as the kernel
-// tells it (proc(5) "comm"), or "" when it is gone.
-func ParentName() string {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(os.Getppid()) + "/comm")
-	if err != nil {
-		return ""
+// Caller returns the process of the runtime: the nearest ancestor that does not
+// run as a plugin itself, as a plugin does that runs another for it (IPAM,
+// multus). name is what the kernel calls it (proc(5) "comm"), "" when it is gone.
+func Caller() (pid int, name string) {
+	pid = os.Getppid()
+	for range maxDelegation {
+		up := parentOf(pid)
+		if up <= 1 || !runsAsPlugin(pid) {
+			break
+		}
+		pid = up
 	}
-	return strings.TrimSpace(string(b))
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	if err != nil {
+		return pid, ""
+	}
+	return pid, strings.TrimSpace(string(b))
+}
+
+// maxDelegation is how many plugins may have run each other.
+const maxDelegation = 8
+
+// runsAsPlugin reports whether a process was started with CNI_COMMAND. What the
+// caller may not read is none of its plugins.
+func runsAsPlugin(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	return err == nil && environ(strings.Split(string(b), "\x00")).get("CNI_COMMAND") != ""
 }
 
 // invocation is one run of a verb that has a configuration.

@@ -18,7 +18,20 @@ func (i *invocation) status(ctx context.Context) error {
 	if err := tunUsable(); err != nil {
 		return err
 	}
-	stale := i.staleSocket() // before a daemon is started at its place
+	if err := i.daemonStatus(ctx); err != nil {
+		return err
+	}
+	d, err := i.ipam()
+	if err != nil {
+		return err
+	}
+	return d.run(ctx, cmdStatus)
+}
+
+// daemonStatus reports whether the daemon could serve an ADD to the network.
+func (i *invocation) daemonStatus(ctx context.Context) error {
+	// Before a daemon is started at its place. Leases outlive a killed daemon.
+	stale := i.conf.HostLocal == nil && i.staleSocket()
 	var reply control.StatusReply
 	err := i.withDaemon(ctx, func(ctx context.Context) error {
 		var err error
@@ -33,11 +46,7 @@ func (i *invocation) status(ctx context.Context) error {
 			return fail(ErrNotAvailable, "network %s cannot be attached to: %s", i.conf.Name, p.Message)
 		}
 	}
-	d, err := i.ipam()
-	if err != nil {
-		return err
-	}
-	return d.run(ctx, cmdStatus)
+	return nil
 }
 
 // unavailable tells the two kinds of absence apart. A daemon that ends in

@@ -17,14 +17,15 @@ var version string
 func main() {
 	// A runtime that gives up sends SIGTERM; an ADD then takes back what it did.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	pid, name := plugin.Caller()
 	status := plugin.Run(ctx, plugin.Process{
 		Name:    os.Args[0],
 		Env:     os.Environ(),
 		Stdin:   os.Stdin,
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
-		Runtime: plugin.ParentName(),
-		Caller:  os.Getppid(),
+		Runtime: name,
+		Caller:  pid,
 		Release: release(),
 	})
 	stop()
