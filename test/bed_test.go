@@ -56,12 +56,16 @@ func runChild() (int, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
-	// Runtimes find a plugin by the type of the network.
-	if err := os.Mkdir(filepath.Join(bin, "cni"), 0o755); err != nil {
-		return 0, err
-	}
-	if err := os.Link(filepath.Join(bin, "usernet-cni"), filepath.Join(bin, "cni", "usernet")); err != nil {
-		return 0, err
+	// Runtimes find a plugin by the type of the network, and plugins find an IPAM
+	// plugin by the type of that.
+	for _, name := range []string{"cni/usernet", "ipam/host-local"} {
+		path := filepath.Join(bin, name)
+		if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+			return 0, err
+		}
+		if err := os.Link(filepath.Join(bin, "usernet-cni"), path); err != nil {
+			return 0, err
+		}
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -22,6 +22,13 @@ type leasing struct {
 	cni     keys   // args.cni
 }
 
+// hostLocalTypes are what is compared with host-local: the type of "ipam" that is
+// served natively, and the executable of host-local's name.
+var hostLocalTypes = []struct{ ipamType, path string }{
+	{"usernet", "cni/usernet"},
+	{"host-local", "ipam/host-local"},
+}
+
 // hostLocalCases are configurations of "ipam" and what is asked of them. The
 // leases of one case must not depend on how long an address rests: usernet
 // prefers those that do not.
@@ -88,7 +95,7 @@ type leased struct {
 	DNS    []string
 }
 
-// TestCNIHostLocal runs Debian's host-local and usernet side by side: what the
+// TestCNIHostLocal runs Debian's host-local and usernet's side by side: what the
 // one gives or refuses, so does the other.
 func TestCNIHostLocal(t *testing.T) {
 	oracle := refPlugins + "/host-local"
@@ -101,38 +108,44 @@ func TestCNIHostLocal(t *testing.T) {
 	if err := os.WriteFile(resolv, []byte("nameserver 192.0.2.53\nsearch example.org\noptions ndots:2\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, tt := range hostLocalCases {
-		t.Run(tt.name, func(t *testing.T) {
-			if tt.ipam["resolvConf"] == "FILE" {
-				tt.ipam["resolvConf"] = resolv
-			}
-			tt.ipam["dataDir"] = t.TempDir()
-			ours := map[string]bool{}
-			boxes := map[string]container{}
-			for n, step := range tt.steps {
-				verb, id, _ := strings.Cut(step.do, " ")
-				if _, ok := boxes[id]; !ok {
-					boxes[id] = b.container()
+	for _, kind := range hostLocalTypes {
+		for _, tt := range hostLocalCases {
+			t.Run(kind.path+"/"+tt.name, func(t *testing.T) {
+				native := kind.ipamType == "usernet"
+				if tt.ipam["resolvConf"] == "FILE" {
+					tt.ipam["resolvConf"] = resolv
 				}
-				ours[id] = true
-				want := b.lease(t, oracle, "host-local", tt.ipam, step, boxes[id].path)
-				got := b.lease(t, program("cni/usernet"), "usernet", tt.ipam, step, boxes[id].path)
-				// Without routes or resolvConf usernet says what the network offers.
-				if tt.ipam["routes"] == nil {
-					got.Routes = nil
+				tt.ipam["dataDir"] = t.TempDir()
+				ours := map[string]bool{}
+				boxes := map[string]container{}
+				for n, step := range tt.steps {
+					verb, id, _ := strings.Cut(step.do, " ")
+					if _, ok := boxes[id]; !ok {
+						boxes[id] = b.container()
+					}
+					ours[id] = true
+					want := b.lease(t, oracle, "host-local", tt.ipam, step, boxes[id].path)
+					got := b.lease(t, program(kind.path), kind.ipamType, tt.ipam, step, boxes[id].path)
+					// Without routes or resolvConf a network of usernet says what it offers.
+					if native && tt.ipam["routes"] == nil {
+						got.Routes = nil
+					}
+					if native && tt.ipam["resolvConf"] == nil {
+						got.DNS = nil
+					}
+					if d := cmp.Diff(want, got); d != "" {
+						t.Errorf("step %d, %s %+v (-host-local +usernet):\n%s", n, verb, step, d)
+					}
 				}
-				if tt.ipam["resolvConf"] == nil {
-					got.DNS = nil
+				for id := range ours {
+					b.lease(t, program(kind.path), kind.ipamType, tt.ipam, leasing{do: "del " + id}, boxes[id].path)
 				}
-				if d := cmp.Diff(want, got); d != "" {
-					t.Errorf("step %d, %s %+v (-host-local +usernet):\n%s", n, verb, step, d)
+				_ = b.client.RemoveNetwork(t.Context(), "leases") // a case that was refused has made none
+				if left, err := b.client.Leases(t.Context(), ""); err != nil || len(left) > 0 {
+					t.Errorf("left: %+v, %v", left, err)
 				}
-			}
-			for id := range ours {
-				b.lease(t, program("cni/usernet"), "usernet", tt.ipam, leasing{do: "del " + id}, boxes[id].path)
-			}
-			_ = b.client.RemoveNetwork(t.Context(), "leases") // a case that was refused has made none
-		})
+			})
+		}
 	}
 }
 
