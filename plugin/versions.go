@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 )
@@ -15,6 +17,16 @@ import (
 // SupportedVersions are the versions of the CNI specification that the plugin
 // speaks, oldest first.
 var SupportedVersions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+
+// VersionsOf runs the plugin at path to ask which versions of the specification it
+// speaks, oldest first. A plugin that has no such verb speaks "0.1.0".
+func VersionsOf(ctx context.Context, path string) ([]string, error) {
+	info, err := invoke.GetVersionInfo(ctx, path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s which versions it speaks: %w", path, err)
+	}
+	return info.SupportedVersions(), nil
+}
 
 // newestVersion is printed where no configuration says another.
 const newestVersion = "1.1.0"

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/usernet/usernet/internal/cnilint"
@@ -101,6 +102,7 @@ func (a *app) conflistFacts(ctx context.Context, set *cnilint.Set, binDirs []str
 	}
 	for _, typ := range set.Types() {
 		if b, ok := findBinary(binDirs, typ); ok {
+			b.Versions = spokenBy(ctx, b)
 			f.Binaries[typ] = b
 		}
 	}
@@ -131,6 +133,24 @@ func findBinary(dirs []string, typ string) (cnilint.Binary, bool) {
 		}, true
 	}
 	return cnilint.Binary{}, false
+}
+
+// versionTime is how long a plugin may take to tell its versions.
+const versionTime = 3 * time.Second
+
+// spokenBy asks another's plugin which versions it speaks, as runtimes do before
+// they use one. What does not answer as a plugin is judged by its other faults.
+func spokenBy(ctx context.Context, b cnilint.Binary) []string {
+	if b.Ours || b.NotExecutable {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, versionTime)
+	defer cancel()
+	versions, err := plugin.VersionsOf(ctx, b.Path)
+	if err != nil {
+		return nil
+	}
+	return versions
 }
 
 // daemonAt asks the daemon at a configuration's socket; "" is the default.

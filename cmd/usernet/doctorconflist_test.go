@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -67,6 +70,35 @@ func TestFindBinary(t *testing.T) {
 	}
 	if b, _ := findBinary([]string{one, two}, "usernet"); b.NotExecutable || b.Ours {
 		t.Errorf("%+v; it is a program, and not ours", b)
+	}
+}
+
+// A plugin's versions are its own word, and what gives none has none.
+func TestSpokenBy(t *testing.T) {
+	dir := t.TempDir()
+	for name, script := range map[string]string{
+		"older": `[ $CNI_COMMAND = VERSION ] && echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'`,
+		"fails": `exit 1`,
+		"mute":  `exec sleep 60`,
+	} {
+		writeBelow(t, dir, name, "#!/bin/sh\n"+script+"\n")
+		if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(name string) []string {
+		b, _ := findBinary([]string{dir}, name)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		return spokenBy(ctx, b)
+	}
+	if got := ask("older"); !slices.Equal(got, []string{"0.4.0", "1.0.0"}) {
+		t.Errorf("got %v", got)
+	}
+	for _, name := range []string{"fails", "mute"} {
+		if got := ask(name); len(got) > 0 {
+			t.Errorf("%s said %v", name, got)
+		}
 	}
 }
 

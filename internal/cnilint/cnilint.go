@@ -103,6 +103,9 @@ type Binary struct {
 	Ours bool
 	// NotExecutable says that the file is no program, or not allowed to run.
 	NotExecutable bool
+	// Versions of the CNI specification that it says to speak. Empty: it was not
+	// asked, or did not say.
+	Versions []string
 }
 
 // Daemon is what was found at a socket.
@@ -241,6 +244,19 @@ func (j *judge) connects(p *plugin) bool {
 	return j.ours(p) && !chainable[p.typ] && p.typ != "loopback"
 }
 
+// delegates reports whether the plugin runs another for its addresses.
+func (j *judge) delegates(p *plugin) bool {
+	switch {
+	case p.ipam.Type == "":
+		return false
+	case p.typ == Type:
+		return p.ipam.Type != Type
+	case p.typ == "bridge" && j.ours(p):
+		return p.ipam.Type != Type && p.ipam.Type != "host-local" // whose place the daemon takes
+	}
+	return true
+}
+
 // first returns the list's plugin that connects the container to usernet, or
 // nil.
 func (j *judge) first(l *list) *plugin {
@@ -276,6 +292,7 @@ func (j *judge) list(l *list) {
 		}
 	}
 	j.chain(p)
+	j.spoken(l)
 	bad := slices.ContainsFunc(j.found[before:], func(f Finding) bool { return f.Severity != OK })
 	if !bad {
 		j.about(l, OK, "list", "", fmt.Sprintf("network %s: nothing wrong", l.name), "")

@@ -99,6 +99,16 @@ var (
 			f.Binaries[typ] = Binary{Path: "/d/" + typ, Ours: true}
 		}
 	})
+	// Debian's release 1.1.1 of the reference plugins, beside the drop-in names.
+	olderPlugins = facts(func(f *Facts) {
+		f.Binaries = map[string]Binary{Type: {Path: "/u", Ours: true}, "bridge": {Path: "/d/bridge", Ours: true}}
+		for _, typ := range []string{"host-local", "static", "sbr"} {
+			f.Binaries[typ] = Binary{Path: "/usr/lib/cni/" + typ, Versions: []string{"0.1.0", "0.4.0", "1.0.0"}}
+		}
+	})
+	noIPAMs = facts(func(f *Facts) {
+		f.Binaries = map[string]Binary{Type: {Path: "/u", Ours: true}, "bridge": {Path: "/d/bridge", Ours: true}}
+	})
 	dead     = facts(func(f *Facts) { f.Sockets = map[string]Daemon{"": {Path: "/s"}} })
 	leaves   = facts(func(f *Facts) { f.Podman = &Podman{File: "/etc/containers/containers.conf"} })
 	reserves = facts(func(f *Facts) { f.Podman = &Podman{Reserves: true} })
@@ -170,6 +180,10 @@ var hazards = []hazard{
 	{name: "no executables", bad: wrap(good + `,{"type":"sbr"}`), facts: facts(func(f *Facts) { f.Binaries = map[string]Binary{} }),
 		want: []string{"error binary plugins[0].type", "error binary plugins[1].type"}, sound: wrap(good + `,{"type":"sbr"}`), mended: &ownDropins},
 	{name: "no IPAM executable", bad: wrap(with(`"ipam":{"type":"static"}`)), facts: ownDropins, want: []string{"error binary plugins[0].ipam.type"}, sound: wrap(with(`"ipam":{"type":"host-local"}`))},
+	{name: "our bridge has the daemon lease", bad: wrap(`{"type":"bridge","ipam":{"type":"static"}}`), facts: noIPAMs, want: []string{"error binary plugins[0].ipam.type"}, sound: wrap(`{"type":"bridge","ipam":{"type":"host-local"}}`)},
+	{name: "IPAM executable of an older version", bad: wrap(with(`"ipam":{"type":"host-local"}`)), facts: olderPlugins, want: []string{"error plugin-version plugins[0].ipam.type"}, sound: wrap(with(`"ipam":{"type":"usernet"}`))},
+	{name: "IPAM executable of an older version, of our bridge", bad: wrap(`{"type":"bridge","ipam":{"type":"static"}}`), facts: olderPlugins, want: []string{"error plugin-version plugins[0].ipam.type"}, sound: one("x.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge","ipam":{"type":"static"}}]}`)},
+	{name: "chained executable of an older version", bad: wrap(good + `,{"type":"sbr"}`), facts: olderPlugins, want: []string{"error plugin-version plugins[1].type"}, sound: wrap(good + `,{"type":"sbr"}`), mended: &ownDropins},
 	{name: "not executable", bad: wrap(good), facts: facts(func(f *Facts) { f.Binaries = map[string]Binary{Type: {Path: "/u", NotExecutable: true}} }),
 		want: []string{"error binary plugins[0].type"}, sound: wrap(good), mended: &ownDropins},
 	{name: "another's executable", bad: wrap(good), facts: facts(func(f *Facts) { f.Binaries = map[string]Binary{Type: {Path: "/u"}} }),

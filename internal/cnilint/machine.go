@@ -68,7 +68,7 @@ func (j *judge) binaries(lists []*list) {
 	for _, l := range lists {
 		for _, p := range l.plugins {
 			check(p, "type", p.typ)
-			if p.typ != Type || p.ipam.Type != Type {
+			if j.delegates(p) {
 				check(p, "ipam.type", p.ipam.Type)
 			}
 		}

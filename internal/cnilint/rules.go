@@ -45,6 +45,37 @@ func (j *judge) version(l *list, p *plugin) {
 	}
 }
 
+// spoken finds executables, of IPAM plugins most of all, that refuse a version of
+// the specification in which runtimes will speak to the list's plugins. Of
+// usernet's own the rule above tells.
+func (j *judge) spoken(l *list) {
+	versions := append([]string{l.version}, l.versions...)
+	judge := func(p *plugin, key, typ string) {
+		b := j.facts.Binaries[typ]
+		if b.Ours || len(b.Versions) == 0 {
+			return
+		}
+		for _, v := range versions {
+			if v == "" || slices.Contains(b.Versions, v) {
+				continue
+			}
+			fix := fmt.Sprintf("install a release of %s that speaks %s, or take %s out of the list", typ, v, v)
+			if p.typ == Type && typ == "host-local" {
+				fix = fmt.Sprintf(`write "type": %q into "ipam", whose keys are host-local's, or %s`, Type, fix)
+			}
+			j.at(p, Error, "plugin-version", key, fmt.Sprintf(
+				"ADD fails with error 1 in runtimes that choose %s: the versions that %s speaks end with %s", v, b.Path, b.Versions[len(b.Versions)-1]), fix)
+			return
+		}
+	}
+	for _, p := range l.plugins {
+		judge(p, "type", p.typ)
+		if j.delegates(p) {
+			judge(p, "ipam.type", p.ipam.Type)
+		}
+	}
+}
+
 // listKeys are the keys of a list that some runtime reads. What others add
 // there (nerdctlID) no plugin sees.
 var listKeys = []string{"cniVersion", "cniVersions", "name", "plugins", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "args"}
