@@ -229,10 +229,19 @@
 // under these names, since
 // runtimes leave notes in their lists.
 //
+// host-local is an IPAM plugin: any plugin that makes an interface may run it with
+// its own configuration, of which "ipam", two capability arguments, args and the
+// version are read. The daemon leases; the result has addresses, routes and DNS and
+// no interface. It touches nothing in the container's namespace, and looks only
+// which it is, so that the daemon can see its end. "ipam" may say "socket" and
+// "autostart", too; without, those of the running plugin hold if that is
+// usernet's.
+//
 // # The daemon is not there
 //
 // ADD, GC and STATUS start it unless the configuration says "autostart": false.
-// CHECK reports its absence. One that goes while it is asked is asked again when
+// CHECK reports its absence, but that of host-local starts it: leases outlive a
+// daemon. One that goes while it is asked is asked again when
 // it is back, or the ADD fails as a whole with code 11. DEL never starts it: it removes what it can reach,
 // writes a tombstone beside the socket (package control), which the next daemon
 // replays before it serves, and succeeds. VERSION does not look for it.

@@ -115,7 +115,7 @@ func (a *app) root() *cobra.Command {
 	}
 	add("run", a.runCommand(), a.demoCommand())
 	add("daemon", a.daemonCommand(), a.networkCommand(), a.linkCommand(), a.publishCommand(), a.unpublishCommand(), a.portCommand(), a.cniCommand())
-	add("see", a.psCommand(), a.inspectCommand(), a.flowsCommand(), a.statsCommand(), a.captureCommand())
+	add("see", a.psCommand(), a.leasesCommand(), a.inspectCommand(), a.flowsCommand(), a.statsCommand(), a.captureCommand())
 	add("machine", a.doctorCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("machine")
 	root.SetCompletionCommandGroupID("machine")

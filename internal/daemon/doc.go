@@ -3,8 +3,8 @@
 //
 // # Theory of operation
 //
-// A [Daemon] has one switch (package netstack) and one address pool (package
-// ipam) per network, and one bbolt file for all of them. [Daemon.Run] takes the
+// A [Daemon] has one switch (package netstack) per network, one address pool
+// (package ipam) per name of a network, and one bbolt file for all of them. [Daemon.Run] takes the
 // state directory's lock, opens the file, restores what it can, listens, and
 // serves until its context ends or the daemon is idle. It needs no privilege:
 // devices and low ports come as descriptors from the plugin. [DropPrivileges]
@@ -37,6 +37,20 @@
 // device with the descriptor, which takes the interface's addresses and routes
 // away without any privilege. Nothing of it is on disk.
 //
+// # Bare leases
+//
+// IPAM plugins lease for interfaces that other plugins make: addresses without a
+// link ([Daemon.Acquire]). Such a lease is one record in a pool (its note holds
+// what the daemon has to know besides), made and ended by one write, with no
+// intent and no connection that keeps it. Each network name has one pool, which
+// the links of a network that leases its own draw from as well. The pool of a name
+// that ever gave a bare lease is on record by itself and outlives the network; its
+// ranges are those of the network, or without one of the latest request. A bare
+// lease ends by release, by DEL of a link of its key, by GC, with the boot, or when
+// reapLeases sees the path of its namespace lead elsewhere. It watches only paths
+// at which this process saw the namespace when it leased: of another mount
+// namespace's paths it would take every lease for dead.
+//
 // # Kill and restart
 //
 // Whatever is acknowledged was on disk before. The descriptors of TUNs and
@@ -62,9 +76,10 @@
 // One operation at a time works on a link (keyLocks), one at a time defines
 // networks (lockDefinitions); both may be held over I/O. Daemon.mu guards the
 // tables and is never held over I/O. Order: link key, definitions, Daemon.mu.
-// Goroutines: link.watch per link, ending with its device; link.abandon, once,
-// for a link whose connection ended; while serving, followHost, exitWhenIdle,
-// answer and, while links are lost, reapLost. Run waits for all of them.
+// pool.using comes between the two. Goroutines: link.watch per link, ending with
+// its device; link.abandon, once, for a link whose connection ended; while serving,
+// followHost, exitWhenIdle, answer, reapLeases and, while links are lost, reapLost.
+// Run waits for all of them.
 //
 // # Bounds
 //
