@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,7 +74,19 @@ func TestNetnsDaemonAndItsClients(t *testing.T) {
 	expect(w.run("flows", "server"), "ingress")
 	expect(w.run("stats"), "(all)", "server")
 
-	for _, listing := range [][]string{{"ps"}, {"network", "ls"}, {"network", "inspect", "web"}, {"inspect", "server"}, {"flows"}, {"stats"}, {"port", "ls"}} {
+	lease := control.LeaseRequest{
+		Network: "other", Container: strings.Repeat("0123456789abcdef", 4), IfName: "eth0", Owner: "podman",
+		Sets: [][]control.Range{{{Subnet: netip.MustParsePrefix("10.21.0.0/24")}}, {{Subnet: netip.MustParsePrefix("fd21::/64")}}},
+	}
+	if _, err := control.Dial(filepath.Join(w.dir, "daemon", "usernet.sock")).Acquire(t.Context(), lease); err != nil {
+		t.Fatal(err)
+	}
+	expect(w.run("leases"), "NETWORK", "other", "0123456789ab ", "eth0", "10.21.0.2,fd21::2", "podman")
+	if out := w.run("leases", "web"); strings.Contains(out, "10.21.0.2") {
+		t.Errorf("of another network:\n%s", out)
+	}
+
+	for _, listing := range [][]string{{"ps"}, {"leases"}, {"network", "ls"}, {"network", "inspect", "web"}, {"inspect", "server"}, {"flows"}, {"stats"}, {"port", "ls"}} {
 		if out := w.run(append(listing, "--json")...); !json.Valid([]byte(out)) {
 			t.Errorf("%s --json prints no JSON:\n%s", strings.Join(listing, " "), out)
 		}
