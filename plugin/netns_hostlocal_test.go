@@ -125,7 +125,7 @@ func TestNetnsHostLocalVerbs(t *testing.T) {
 	_, err = b.hostLocal(cmdStatus, small)
 	wantError(t, err, ErrNotAvailable, "no address left")
 
-	if r, err = b.hostLocal(cmdAdd, config, "CNI_CONTAINERID=c2"); err != nil {
+	if _, err = b.hostLocal(cmdAdd, config, "CNI_CONTAINERID=c2"); err != nil {
 		t.Fatal(err)
 	}
 	var conf map[string]any
