@@ -78,7 +78,7 @@ func (r *Report) draw(c chart, names []string, file string) error {
 	}
 	p.NominalY(names...)
 	p.Y.Min, p.Y.Max = -0.6, float64(len(names))-0.4 // whole groups at both ends
-	p.X.Max *= 1.4 // room for the legend
+	p.X.Max *= 1.4                                   // room for the legend
 	height := vg.Points(80 + float64(len(names)*(len(shown)+2)*thick))
 	return p.Save(24*vg.Centimeter, height, file)
 }
