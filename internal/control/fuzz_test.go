@@ -45,6 +45,9 @@ func FuzzParseRights(f *testing.F) {
 	f.Fuzz(func(t *testing.T, oob []byte) {
 		msgs, err := unix.ParseSocketControlMessage(oob)
 		for i := range msgs {
+			if len(msgs[i].Data)%4 != 0 {
+				continue
+			}
 			fds, _ := unix.ParseUnixRights(&msgs[i]) // only their numbers matter here
 			for _, fd := range fds {
 				if fd >= 0 && fd < 1<<20 {

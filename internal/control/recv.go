@@ -133,6 +133,10 @@ func parseRights(oob []byte) ([]*os.File, error) {
 		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
 			continue
 		}
+		if len(msgs[i].Data)%4 != 0 { // the kernel writes whole ones, and unix.ParseUnixRights panics
+			err = unix.EINVAL
+			continue
+		}
 		fds, ferr := unix.ParseUnixRights(&msgs[i])
 		for _, fd := range fds {
 			files = append(files, os.NewFile(uintptr(fd), fmt.Sprintf("received descriptor %d", fd)))
@@ -191,17 +195,23 @@ func (c *recvConn) Close() error {
 }
 
 // allowUID returns the rule for SO_PEERCRED: the daemon's own uid or root.
-// The kernel shows a uid that has no name in the daemon's user namespace as the
-// overflow uid, which could be anybody and is refused whoever the daemon is.
+// The overflow uid is refused whoever the daemon is.
 func allowUID(euid int) func(uint32) bool {
+	overflow := overflowUID()
+	return func(uid uint32) bool {
+		return uid != overflow && (uid == 0 || int(uid) == euid)
+	}
+}
+
+// overflowUID is how the kernel shows every uid that has no name in the daemon's
+// user namespace: it could be anybody.
+func overflowUID() uint32 {
 	overflow := uint32(65534)
 	if b, err := os.ReadFile("/proc/sys/kernel/overflowuid"); err == nil {
 		// Unreadable or odd: keep the kernel's default (linux/highuid.h).
 		_, _ = fmt.Sscanf(strings.TrimSpace(string(b)), "%d", &overflow)
 	}
-	return func(uid uint32) bool {
-		return uid != overflow && (uid == 0 || int(uid) == euid)
-	}
+	return overflow
 }
 
 func plural(n int, what string) string {

@@ -45,7 +45,9 @@ func Fragments(pkt []byte, mtu int, id uint32, emit func(frag []byte) error) err
 func fragmentIPv4(h *Header, pkt []byte, mtu int, id uint16, emit func([]byte) error) error {
 	ihl := int(pkt[0]&0x0f) * 4
 	room := (mtu - ihl) &^ 7
-	if room <= 0 {
+	if room <= h.Payload-ihl {
+		// RFC 1858: a first fragment without all of the transport header is
+		// dropped by Parse, and by firewalls.
 		return fmt.Errorf("split IPv4 packet of %d bytes for MTU %d: %w", len(pkt), mtu, ErrMTUTooSmall)
 	}
 	if h.Fragment {
@@ -90,7 +92,7 @@ func fragmentIPv6(h *Header, pkt []byte, mtu int, id uint32, emit func([]byte) e
 		field, fixed = fixed, fixed+8+8*int(pkt[fixed+1])
 	}
 	room := (mtu - fixed - fragHeaderLen) &^ 7
-	if room <= 0 || room < h.Payload-fixed {
+	if room <= h.Payload-fixed {
 		// RFC 7112: the first fragment holds all headers.
 		return fmt.Errorf("split IPv6 packet of %d bytes for MTU %d: %w", len(pkt), mtu, ErrMTUTooSmall)
 	}

@@ -68,10 +68,11 @@ func (h *Header) Quoted(head []byte) (q Quoted, ok bool) {
 // quotedPorts reads the ports as Parse names them, of a transport header's first
 // quotedL4 bytes.
 func quotedPorts(version, proto uint8, b []byte) (src, dst uint16) {
-	switch proto {
-	case ProtoTCP, ProtoUDP:
+	h := Header{Version: version, Proto: proto}
+	switch {
+	case proto == ProtoTCP, proto == ProtoUDP:
 		return binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
-	case ProtoICMP, ProtoICMPv6:
+	case h.hasICMP():
 		if b[0] == echoRequestType(version) || b[0] == echoReplyType(version) {
 			id := binary.BigEndian.Uint16(b[4:])
 			return id, id
