@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 
@@ -251,6 +252,12 @@ func checkHostServices(services []HostService) []error {
 		if h.Name == "" || !h.Target.IsValid() || h.Target.Port() == 0 {
 			errs = append(errs, fmt.Errorf("host service %q=%v: want NAME=HOST:PORT", h.Name, h.Target))
 			continue
+		}
+		if err := checkName(strings.ToLower(h.Name)); err != nil {
+			errs = append(errs, fmt.Errorf("host service %s=%v: %w", h.Name, h.Target, err))
+		}
+		if a := h.Target.Addr(); a.IsUnspecified() || a.IsMulticast() {
+			errs = append(errs, fmt.Errorf("host service %s=%v: %v is not one host's address; write the one that the service listens on, or 127.0.0.1", h.Name, h.Target, a))
 		}
 		if other, dup := ports[h.Target.Port()]; dup && other.Target != h.Target {
 			errs = append(errs, fmt.Errorf("host services %s=%v and %s=%v share the gateway's port %d: use different ports on the host",

@@ -13,6 +13,7 @@ import (
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/daemon"
 	"github.com/usernet/usernet/netstack"
 )
 
@@ -241,7 +242,7 @@ func (d *demo) flows() error {
 	all := d.network.Flows()
 	for _, f := range all {
 		if f.Proto == "tcp" {
-			shown = append(shown, flowOf(f))
+			shown = append(shown, daemon.FlowOf(f))
 		}
 	}
 	for _, direction := range []netstack.FlowDirection{netstack.FlowPeer, netstack.FlowEgress, netstack.FlowIngress, netstack.FlowService} {
@@ -254,25 +255,6 @@ func (d *demo) flows() error {
 	}
 	d.printFlows(shown)
 	return errors.Join(missing...)
-}
-
-// flowOf is a switch's flow in the API's form.
-func flowOf(f netstack.Flow) control.Flow {
-	c := control.Flow{
-		Network: f.Network, Link: f.Link, Peer: f.Peer, Direction: string(f.Direction), Proto: f.Proto,
-		Source: f.Source, Destination: f.Destination, Verdict: string(f.Verdict), Reason: f.Reason, Start: f.Start,
-		Counters: control.Counters{
-			FromContainerPackets: f.FromContainer.Packets, FromContainerBytes: f.FromContainer.Bytes,
-			ToContainerPackets: f.ToContainer.Packets, ToContainerBytes: f.ToContainer.Bytes,
-		},
-	}
-	if f.Target != nil {
-		c.Target = *f.Target
-	}
-	if f.End != nil {
-		c.End = *f.End
-	}
-	return c
 }
 
 func expect(got, want string) error {

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/nstest"
-	"github.com/usernet/usernet/netstack"
 )
 
 // clients are programs that people use, and what they must print.
@@ -251,6 +251,26 @@ func TestNetnsRunFlags(t *testing.T) {
 	}
 }
 
+// TestNetnsRunSaysWhatWasMeant holds what is said of flags that are understood and
+// still do not do what was meant.
+func TestNetnsRunSaysWhatWasMeant(t *testing.T) {
+	w := newWorld(t)
+	for _, c := range []struct {
+		args   []string
+		status int
+		want   string
+	}{
+		{[]string{"--json", "flows.json", "--", "true"}, 127, "Write --json=FILE"},
+		{[]string{"-p", "192.0.2.77:80", "--", "true"}, 125, "published at addresses of this machine"},
+		{[]string{"--subnet", "203.0.113.0/28", "--", "true"}, 0, "overlaps 203.0.113.0/24 of this machine"},
+	} {
+		r := w.do(w.command(append([]string{"run"}, c.args...)...))
+		if r.status != c.status || !strings.Contains(r.stderr, c.want) {
+			t.Errorf("%q: status %d, want %d with %q in\n%s", c.args, r.status, c.status, c.want, r.stderr)
+		}
+	}
+}
+
 func TestNetnsRunWritesPcapAndSummary(t *testing.T) {
 	need(t, "curl", "tshark")
 	w := newWorld(t)
@@ -273,15 +293,15 @@ func TestNetnsRunWritesPcapAndSummary(t *testing.T) {
 		Name       string
 		Addrs      []netip.Prefix
 		ExitStatus int
-		Flows      []netstack.Flow
+		Flows      []control.Flow
 	}
 	if err := json.Unmarshal(data, &s); err != nil {
 		t.Fatalf("%v in %s", err, data)
 	}
 	found := false
 	for _, f := range s.Flows {
-		found = found || f.Direction == netstack.FlowEgress && f.Proto == "tcp" && f.Destination.Port() == 80 &&
-			f.End != nil && f.FromContainer.Bytes > 0 && f.ToContainer.Bytes > 0
+		found = found || f.Direction == "egress" && f.Proto == "tcp" && f.Destination.Port() == 80 &&
+			!f.End.IsZero() && f.FromContainerBytes > 0 && f.ToContainerBytes > 0
 	}
 	if s.Name != "box" || len(s.Addrs) != 2 || s.ExitStatus != 0 || !found {
 		t.Errorf("the summary is %s", data)

@@ -150,7 +150,7 @@ func (r *runner) run(ctx context.Context, plan *plan, argv []string) (status int
 	})
 	cancel()
 	if err != nil {
-		return startStatus(err), startError(err)
+		return startStatus(err), r.startError(err)
 	}
 	r.tell(plan, process)
 	over := make(chan struct{})
@@ -216,8 +216,11 @@ func startStatus(err error) int {
 	return sandbox.ExitFailure
 }
 
-// startError explains two errors of execve that say less than they know.
-func startError(err error) error {
+// startError explains errors that say less than they know.
+func (r *runner) startError(err error) error {
+	if startStatus(err) == sandbox.ExitNotFound && r.flags.json == jsonToStderr {
+		return fmt.Errorf("%w; was it meant as the file of --json? Write --json=FILE", err)
+	}
 	var path *os.PathError
 	if !errors.As(err, &path) || path.Op != "exec" {
 		return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/daemon"
 	"github.com/usernet/usernet/internal/sandbox"
 )
 
@@ -22,9 +23,8 @@ type runNetwork interface {
 	// recording.
 	record(name string, w io.Writer) error
 	stopRecording() error
-	// flows returns the conversations of a sandbox since a time, to be encoded
-	// as JSON.
-	flows(ctx context.Context, name string, since time.Time) (any, error)
+	// flows returns the conversations of a sandbox since a time.
+	flows(ctx context.Context, name string, since time.Time) ([]control.Flow, error)
 	close() error
 }
 
@@ -40,6 +40,9 @@ func (r *runner) openNetwork(p *plan) error {
 		return err
 	}
 	r.network = &ownNetwork{Private: private}
+	if shadowed := sandbox.Shadows(p.private.Subnets); len(shadowed) > 0 {
+		r.warn("the chosen subnet overlaps %s of this machine, which cannot be reached from it", list(shadowed))
+	}
 	return nil
 }
 
@@ -68,8 +71,12 @@ func (n *ownNetwork) stopRecording() error {
 	return err
 }
 
-func (n *ownNetwork) flows(context.Context, string, time.Time) (any, error) {
-	return n.Switch().Flows(), nil
+func (n *ownNetwork) flows(context.Context, string, time.Time) ([]control.Flow, error) {
+	flows := []control.Flow{}
+	for _, f := range n.Switch().Flows() {
+		flows = append(flows, daemon.FlowOf(f))
+	}
+	return flows, nil
 }
 
 func (n *ownNetwork) close() error { return n.Close() }
@@ -134,7 +141,7 @@ func (n *memberNetwork) stopRecording() error {
 
 // flows judges by name and time: the daemon knows a link that is gone by its name
 // only, which others may have had before.
-func (n *memberNetwork) flows(ctx context.Context, name string, since time.Time) (any, error) {
+func (n *memberNetwork) flows(ctx context.Context, name string, since time.Time) ([]control.Flow, error) {
 	all, err := n.client.Flows(ctx, control.FlowQuery{Network: n.network})
 	if err != nil {
 		return nil, err
@@ -208,7 +215,7 @@ type summary struct {
 	Started    time.Time      `json:"started"`
 	Seconds    float64        `json:"seconds"`
 	ExitStatus int            `json:"exitStatus"`
-	Flows      any            `json:"flows"`
+	Flows      []control.Flow `json:"flows"`
 }
 
 func (r *runner) summarize(p *plan, process *sandbox.Process, status int, w io.Writer) error {

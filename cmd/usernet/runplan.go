@@ -91,10 +91,13 @@ func checkQuiet(f *runFlags) error {
 
 // parseResolver reads ADDRESS[:PORT].
 func parseResolver(s string) (netip.AddrPort, error) {
-	if addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
-		return netip.AddrPortFrom(addr.Unmap(), 53), nil
-	}
 	resolver, err := netip.ParseAddrPort(s)
+	if addr, addrErr := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); addrErr == nil {
+		resolver, err = netip.AddrPortFrom(addr, 53), nil
+	}
+	if a := resolver.Addr(); err == nil && (a.IsUnspecified() || a.IsMulticast()) {
+		return resolver, fmt.Errorf("dns %q: %v is no resolver's address; write the machine's own as 127.0.0.1", s, a)
+	}
 	if err != nil || resolver.Port() == 0 {
 		return resolver, fmt.Errorf("dns %q is not understood; write it as 9.9.9.9, 9.9.9.9:5353 or [2620:fe::fe]:53", s)
 	}

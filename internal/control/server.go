@@ -198,6 +198,9 @@ func (a *api) wrap(rt route) http.Handler {
 
 func (a *api) admit(c *recvConn, r *http.Request) error {
 	if !c.allowed {
+		if uid := c.session.Peer.UID; uid == overflowUID() {
+			return Errorf(CodeForbidden, "uid %d (nobody) may not use this daemon: users of other user namespaces have it too; run daemon and clients as another user", uid)
+		}
 		return Errorf(CodeForbidden, "uid %d may not use this daemon, which serves uid %d and root", c.session.Peer.UID, os.Geteuid())
 	}
 	if v := r.Header.Get(VersionHeader); v != "" && v != strconv.Itoa(APIVersion) {

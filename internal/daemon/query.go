@@ -168,8 +168,15 @@ func controlFlow(f netstack.Flow, ids map[string]map[string]string) control.Flow
 	id := func(network, name string) string {
 		return cmp.Or(ids[network][name], name)
 	}
+	out := FlowOf(f)
+	out.Link, out.Peer = id(f.Network, f.Link), id(cmp.Or(f.PeerNetwork, f.Network), f.Peer)
+	return out
+}
+
+// FlowOf is a switch's flow in the API's words, its links by their names.
+func FlowOf(f netstack.Flow) control.Flow {
 	out := control.Flow{
-		ID: f.ID, Network: f.Network, Link: id(f.Network, f.Link), Peer: id(cmp.Or(f.PeerNetwork, f.Network), f.Peer), Direction: string(f.Direction), Proto: f.Proto,
+		ID: f.ID, Network: f.Network, Link: f.Link, Peer: f.Peer, Direction: string(f.Direction), Proto: f.Proto,
 		Source: f.Source, Destination: f.Destination, Verdict: string(f.Verdict), Reason: f.Reason, Start: f.Start,
 		Counters: counters(f.FromContainer, f.ToContainer),
 	}

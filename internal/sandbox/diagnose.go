@@ -24,6 +24,8 @@ func hint(step string, err error, ownUserns bool) string {
 	case step == "attach to the network" && errno == unix.EACCES:
 		return "ports below " + readSysctl("net/ipv4/ip_unprivileged_port_start", "1024") +
 			" are for root; publish on a higher one, or: sysctl -w net.ipv4.ip_unprivileged_port_start=0"
+	case step == "attach to the network" && errno == unix.EADDRNOTAVAIL:
+		return "a port is published at addresses of this machine (\"ip -br addr\" lists them); 0.0.0.0 and [::] stand for all"
 	case ownUserns && (errno == unix.EPERM || errno == unix.EACCES):
 		return restrictionHint()
 	}

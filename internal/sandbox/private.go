@@ -271,6 +271,12 @@ func checkSubnet(p netip.Prefix) error {
 	return nil
 }
 
+// Shadows returns the host's networks that overlap subnets: what is in them
+// cannot be reached from a network with these.
+func Shadows(subnets []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(hostPrefixes(), func(p netip.Prefix) bool { return !overlapsAny(p, subnets) })
+}
+
 // hostPrefixes returns the networks that the host's interfaces are in. An
 // unreadable list is an empty one: it only improves a choice.
 func hostPrefixes() []netip.Prefix {
