@@ -393,10 +393,13 @@ func TestPeerTCPFlowEndsByFIN(t *testing.T) {
 	segment(b, a, 2, 1, packet.FlagSYN|packet.FlagACK)
 	segment(a, b, 1, 2, packet.FlagFIN|packet.FlagACK)
 	segment(b, a, 2, 1, packet.FlagFIN|packet.FlagACK)
-	h.s.flows.sweep() // sees the last packets
-	h.s.flows.sweep() // sees none since
-	flows := h.s.Flows()
-	if len(flows) != 1 || flows[0].End == nil || flows[0].Verdict != FlowForwarded || flows[0].Reason != "" {
+	var flows []Flow
+	nstest.WaitFor(t, testTimeout, func() bool { // the reader counts a packet after it is sent
+		h.s.flows.sweep() // sees the last packets, and the next time none since
+		flows = h.s.Flows()
+		return len(flows) != 1 || flows[0].End != nil
+	})
+	if len(flows) != 1 || flows[0].Verdict != FlowForwarded || flows[0].Reason != "" {
 		t.Errorf("flows %+v, want one that ended in order", flows)
 	}
 	if n := a.link.peerFlows.Load(); n != 0 {
