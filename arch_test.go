@@ -26,7 +26,7 @@ const module = "github.com/usernet/usernet"
 var imports = map[string]struct{ allowed, reason string }{
 	"internal/packet":     {"", "bytes in, facts out: everything that touches packets stands on it"},
 	"internal/policy":     {"", "a pure function over plain data, so that it can be tested and read whole"},
-	"internal/control":    {"", "the wire between two processes: types of either side would tie the other to it"},
+	"internal/control":    {"internal/nearest", "the wire between two processes: types of either side would tie the other to it"},
 	"internal/dhcp":       {"", "answers messages about one lease; who holds it is its caller's affair"},
 	"internal/dns":        {"", "answers messages; who asks and how names are known is its caller's affair"},
 	"internal/eventloop":  {"", "descriptors and who is told of them: it knows nothing of packets"},
@@ -34,7 +34,8 @@ var imports = map[string]struct{ allowed, reason string }{
 	"internal/podman":     {"", "what podman's own configuration says of ports"},
 	"internal/portowner":  {"", "reads the kernel's tables: who stands in the way of a listener"},
 	"internal/redirect":   {"", "rules of nf_tables and the descriptor that they live by; the rest of ours knows of none"},
-	"internal/cnilint":    {"", "a pure function over the text of configurations: what the machine and the plugin say is handed in"},
+	"internal/nearest":    {"", "words of error messages"},
+	"internal/cnilint":    {"internal/nearest", "a pure function over the text of configurations: what the machine and the plugin say is handed in"},
 	"internal/undo":       {"", "a list of functions, for every set-up of several steps"},
 	"ipam":                {"", "addresses and opaque owners: useful to programs that use nothing else of ours"},
 	"tunnel":              {"internal/packet internal/undo", "frames carry packets, and a hostile frame is judged by its packet"},

@@ -75,11 +75,7 @@ func (h *harness) addr(v4 bool, n byte) netip.Addr {
 // attach joins a container with the n-th addresses of the network.
 func (h *harness) attach(name string, n byte, change func(*LinkConfig)) *end {
 	h.t.Helper()
-	a, b := tunneltest.Pair(testMTU)
-	e := &end{
-		t: h.t, dev: b, got: make(chan []byte, 64),
-		v4: h.addr(true, n), v6: h.addr(false, n),
-	}
+	dev, e := h.newEnd(testMTU, h.addr(true, n), h.addr(false, n))
 	cfg := LinkConfig{Name: name}
 	for _, addr := range []netip.Addr{e.v4, e.v6} {
 		if addr.IsValid() {
@@ -89,14 +85,25 @@ func (h *harness) attach(name string, n byte, change func(*LinkConfig)) *end {
 	if change != nil {
 		change(&cfg)
 	}
-	link, err := h.s.Attach(a, cfg)
+	e.begin(h.s.Attach(dev, cfg))
+	return e
+}
+
+// newEnd makes the two sides of a link, of which begin starts the far one.
+func (h *harness) newEnd(mtu int, v4, v6 netip.Addr) (tunnel.Device, *end) {
+	a, b := tunneltest.Pair(mtu)
+	return a, &end{t: h.t, dev: b, got: make(chan []byte, 64), v4: v4, v6: v6}
+}
+
+// begin gathers what comes, until the test's end.
+func (e *end) begin(link *Link, err error) {
+	e.t.Helper()
 	if err != nil {
-		h.t.Fatal(err)
+		e.t.Fatal(err)
 	}
 	e.link = link
 	go e.collect()
-	h.t.Cleanup(func() { b.Close() })
-	return e
+	e.t.Cleanup(func() { e.dev.Close() })
 }
 
 // collect gathers what the switch writes. It ends with the device.

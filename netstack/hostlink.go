@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"golang.org/x/time/rate"
@@ -83,14 +82,7 @@ func (s *Switch) AttachHost(dev tunnel.Device, cfg HostLinkConfig) (*Link, error
 
 // HostLinks returns the host's own links, by name.
 func (s *Switch) HostLinks() []*Link {
-	s.mu.Lock()
-	all := make([]*Link, 0, len(s.hosts))
-	for _, l := range s.hosts {
-		all = append(all, l)
-	}
-	s.mu.Unlock()
-	slices.SortFunc(all, func(a, b *Link) int { return strings.Compare(a.name, b.name) })
-	return all
+	return s.sorted(s.hosts)
 }
 
 // maySend reports whether a host link may send from an address: the gateway's,

@@ -9,25 +9,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usernet/usernet/internal/packet"
-	"github.com/usernet/usernet/tunnel/tunneltest"
 )
 
 // attachHost joins a host link whose far end, the host's kernel, the test plays.
 func (h *harness) attachHost(name string, change func(*HostLinkConfig)) *end {
 	h.t.Helper()
-	a, b := tunneltest.Pair(DefaultMTU)
-	e := &end{t: h.t, dev: b, got: make(chan []byte, 64), v4: h.s.gateway4, v6: h.s.gateway6}
+	dev, e := h.newEnd(DefaultMTU, h.s.gateway4, h.s.gateway6)
 	cfg := HostLinkConfig{Name: name}
 	if change != nil {
 		change(&cfg)
 	}
-	link, err := h.s.AttachHost(a, cfg)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	e.link = link
-	go e.collect()
-	h.t.Cleanup(func() { b.Close() })
+	e.begin(h.s.AttachHost(dev, cfg))
 	return e
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -249,11 +250,13 @@ func (s *Switch) Link(name string) *Link {
 
 // Links returns the links, by name.
 func (s *Switch) Links() []*Link {
+	return s.sorted(s.links)
+}
+
+// sorted lists links, or host links, by name.
+func (s *Switch) sorted(links map[string]*Link) []*Link {
 	s.mu.Lock()
-	all := make([]*Link, 0, len(s.links))
-	for _, l := range s.links {
-		all = append(all, l)
-	}
+	all := slices.Collect(maps.Values(links))
 	s.mu.Unlock()
 	slices.SortFunc(all, func(a, b *Link) int { return strings.Compare(a.name, b.name) })
 	return all

@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -22,54 +21,9 @@ import (
 // address.
 func serveAll(t *testing.T, ns *netns.Handle, port int) {
 	t.Helper()
-	l := nstest.Listen(t, ns, "tcp", fmt.Sprintf(":%d", port))
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprint(c, "container "+clientOf(c.RemoteAddr()))
-			c.Close()
-		}
-	}()
-	u := nstest.ListenPacket(t, ns, "udp", fmt.Sprintf(":%d", port))
-	go func() {
-		b := make([]byte, 64)
-		for {
-			_, from, err := u.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			u.WriteTo([]byte("container "+clientOf(from)), from)
-		}
-	}()
-}
-
-func clientOf(a net.Addr) string {
-	return netip.MustParseAddrPort(a.String()).Addr().Unmap().String()
-}
-
-// ask returns what answers at an address, or the error's text.
-func ask(t *testing.T, ns *netns.Handle, proto, at string) string {
-	t.Helper()
-	c, err := nstest.Dial(t, ns, proto, at)
-	if err != nil {
-		return err.Error()
+	for _, network := range []string{"tcp", "udp"} {
+		nstest.Answer(t, ns, "container", network, fmt.Sprintf(":%d", port))
 	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(15 * time.Second))
-	if proto == "udp" {
-		if _, err := c.Write([]byte("?")); err != nil {
-			return err.Error()
-		}
-	}
-	b := make([]byte, 64)
-	n, err := c.Read(b)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b[:n])
 }
 
 func mapping(hostPort int, proto, hostIP string) map[string]any {
@@ -114,7 +68,7 @@ func TestNetnsPublish(t *testing.T) {
 				if at[0] == '[' {
 					gateway = "fd88::1"
 				}
-				if got := ask(t, b.host, proto, at); got != "container "+gateway {
+				if got := nstest.Ask(t, b.host, proto, at); got != "container "+gateway {
 					t.Errorf("%s: %s %s: %q", mode, proto, at, got)
 				}
 			}
@@ -123,7 +77,7 @@ func TestNetnsPublish(t *testing.T) {
 				"10.77.0.1:8082": "container 10.77.0.2", "[fd77::1]:8083": "container fd77::2",
 				"10.77.0.1:8080": "refused", "[fd77::1]:8080": "refused", "10.77.0.1:8083": "refused", "[fd77::1]:8082": "refused",
 			} {
-				if got := ask(t, peer, proto, at); !strings.Contains(got, want) {
+				if got := nstest.Ask(t, peer, proto, at); !strings.Contains(got, want) {
 					t.Errorf("%s: %s %s from elsewhere: %q, want %q", mode, proto, at, got, want)
 				}
 			}
@@ -133,7 +87,7 @@ func TestNetnsPublish(t *testing.T) {
 			t.Error(err)
 		}
 		for _, proto := range []string{"tcp", "udp"} {
-			if got := ask(t, peer, proto, "10.77.0.1:80"); !strings.Contains(got, "refused") {
+			if got := nstest.Ask(t, peer, proto, "10.77.0.1:80"); !strings.Contains(got, "refused") {
 				t.Errorf("%s: %s after the DEL: %q", mode, proto, got)
 			}
 		}
@@ -200,7 +154,7 @@ func TestNetnsPublishHeldPort(t *testing.T) {
 					t.Fatalf("%s: %v", mode, err)
 				}
 				for _, proto := range []string{"tcp", "udp"} {
-					if got := ask(t, b.host, proto, "127.0.0.1:8080"); got != "container 10.88.0.1" {
+					if got := nstest.Ask(t, b.host, proto, "127.0.0.1:8080"); got != "container 10.88.0.1" {
 						t.Errorf("%s, %s: %q", mode, proto, got)
 					}
 				}
@@ -273,7 +227,7 @@ func TestNetnsPublishForPodman(t *testing.T) {
 			nstest.Listen(t, b.host, "tcp6", "[::]:8080")
 		}
 		for _, at := range []string{"127.0.0.1:8080", "[::1]:8080"} {
-			if got := ask(t, b.host, "tcp", at); !strings.HasPrefix(got, "container ") {
+			if got := nstest.Ask(t, b.host, "tcp", at); !strings.HasPrefix(got, "container ") {
 				t.Errorf("%q: %s: %q", text, at, got)
 			}
 		}

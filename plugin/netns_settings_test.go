@@ -278,7 +278,7 @@ func TestNetnsHostIPFamily(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, proto := range []string{"tcp", "udp"} {
-				if got := ask(t, b.host, proto, "[::1]:8080"); got != "container 10.88.0.1" {
+				if got := nstest.Ask(t, b.host, proto, "[::1]:8080"); got != "container 10.88.0.1" {
 					t.Errorf("%s, hostIP %q, default %q: %s: %q", mode, test.named, test.byDefault, proto, got)
 				}
 			}
@@ -292,10 +292,10 @@ func TestNetnsHostIPFamily(t *testing.T) {
 	if _, err := b.run(cmdAdd, config, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, b.host, "tcp", "127.0.0.1:8080"); got != "container 10.88.0.1" {
+	if got := nstest.Ask(t, b.host, "tcp", "127.0.0.1:8080"); got != "container 10.88.0.1" {
 		t.Errorf("at defaultHostIP: %q", got)
 	}
-	if got := ask(t, b.host, "tcp", "[::1]:8080"); !strings.Contains(got, "refused") {
+	if got := nstest.Ask(t, b.host, "tcp", "[::1]:8080"); !strings.Contains(got, "refused") {
 		t.Errorf("beside defaultHostIP: %q", got)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/usernet/usernet/internal/netns"
@@ -91,31 +90,10 @@ func (c *containerd) podUDP(alice, bob *sandbox) {
 	echo(c.t, alice.namespace(), "alice", ":7000")
 	from := bob.namespace()
 	for n := range 2 {
-		wantReply(c, askUDP(c.t, from, net.JoinHostPort(alice.ips[n], "7000")), "alice", bob.ips[n])
+		wantReply(c, nstest.Ask(c.t, from, "udp", net.JoinHostPort(alice.ips[n], "7000")), "alice", bob.ips[n])
 		node := []string{"203.0.113.1", "2001:db8::1"}[n]
-		wantReply(c, askUDP(c.t, c.outside, net.JoinHostPort(node, "7001")), "alice", []string{"203.0.113.2", "2001:db8::2"}[n])
+		wantReply(c, nstest.Ask(c.t, c.outside, "udp", net.JoinHostPort(node, "7001")), "alice", []string{"203.0.113.2", "2001:db8::2"}[n])
 	}
-}
-
-// askUDP sends a datagram and returns the answer.
-func askUDP(t *testing.T, from *netns.Handle, to string) string {
-	t.Helper()
-	conn, err := nstest.Dial(t, from, "udp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	answer := make([]byte, 1500)
-	n := 0
-	if err = conn.SetDeadline(time.Now().Add(10 * time.Second)); err == nil {
-		if _, err = conn.Write([]byte("hello")); err == nil {
-			n, err = conn.Read(answer)
-		}
-	}
-	if err != nil {
-		t.Fatalf("ask %s over UDP: %v", to, err)
-	}
-	return string(answer[:n])
 }
 
 // get asks a pod's web server who answers, and whom.

@@ -32,12 +32,7 @@ func (p *podmanBed) testReservedPorts(network string) {
 	p.start("web", []string{"80", "82"}, publish...)
 	reached := func() {
 		p.t.Helper()
-		for _, proto := range []string{"tcp", "udp"} {
-			p.answers(p.outside, proto, "203.0.113.1:8080", "web", "203.0.113.2")
-			p.answers(p.outside, proto, "[2001:db8::1]:8080", "web", "2001:db8::2")
-			p.answers(p.host, proto, "127.0.0.1:8080", "web", "")
-			p.answers(p.host, proto, "[::1]:8080", "web", "")
-		}
+		p.reachedEverywhere("web")
 		p.answers(p.host, "tcp", "127.0.0.1:8081", "web", "")
 		p.answers(p.outside, "tcp", "203.0.113.1:9002", "web", "203.0.113.2")
 		if out := nstest.Exec(p.t, p.host, "ss", "-Htlnp", "sport = :8080"); !strings.Contains(out, "conmon") {

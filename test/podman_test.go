@@ -5,7 +5,6 @@ package test
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -92,25 +91,10 @@ func documentedConf(t *testing.T, file string) string {
 // the address that the server saw, without its port.
 func ask(t *testing.T, from *netns.Handle, network, address string) (name, seen string) {
 	t.Helper()
-	conn, err := nstest.Dial(t, from, network, address)
-	if err != nil {
-		return err.Error(), ""
-	}
-	defer conn.Close()
-	if network == "udp" {
-		if _, err := io.WriteString(conn, "who?"); err != nil {
-			return err.Error(), ""
-		}
-	}
-	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-	buf := make([]byte, 200)
-	n, err := conn.Read(buf)
-	if err != nil {
-		return err.Error(), ""
-	}
-	name, seen, _ = strings.Cut(strings.TrimSpace(string(buf[:n])), " ")
-	if peer, err := netip.ParseAddrPort(seen); err == nil {
-		seen = peer.Addr().Unmap().String()
+	reply := nstest.Ask(t, from, network, address)
+	name, seen, _ = strings.Cut(reply, " ")
+	if _, err := netip.ParseAddr(seen); err != nil {
+		return reply, "" // it tells why there is no answer
 	}
 	return name, seen
 }
@@ -123,6 +107,18 @@ func (p *podmanBed) answers(from *netns.Handle, network, address, name, seen str
 	}
 }
 
+// reachedEverywhere holds that a container answers at port 8080 of every address
+// of the host, both protocols, and sees who asks from outside.
+func (p *podmanBed) reachedEverywhere(name string) {
+	p.t.Helper()
+	for _, proto := range []string{"tcp", "udp"} {
+		p.answers(p.outside, proto, "203.0.113.1:8080", name, "203.0.113.2")
+		p.answers(p.outside, proto, "[2001:db8::1]:8080", name, "2001:db8::2")
+		p.answers(p.host, proto, "127.0.0.1:8080", name, "")
+		p.answers(p.host, proto, "[::1]:8080", name, "")
+	}
+}
+
 // testPorts publishes ports in every form that podman has.
 func (p *podmanBed) testPorts(n podmanNet) {
 	p.start("web", []string{"80", "81", "7000", "7001"}, "--network", n.name,
@@ -130,12 +126,7 @@ func (p *podmanBed) testPorts(n podmanNet) {
 		"-p", "127.0.0.2:8081:81", "-p", "[::1]:8082:81", "-p", "203.0.113.1:8083:81/udp")
 	reached := func() {
 		p.t.Helper()
-		for _, proto := range []string{"tcp", "udp"} {
-			p.answers(p.outside, proto, "203.0.113.1:8080", "web", "203.0.113.2")
-			p.answers(p.outside, proto, "[2001:db8::1]:8080", "web", "2001:db8::2")
-			p.answers(p.host, proto, "127.0.0.1:8080", "web", "")
-			p.answers(p.host, proto, "[::1]:8080", "web", "")
-		}
+		p.reachedEverywhere("web")
 		p.answers(p.outside, "tcp", "203.0.113.1:9000", "web", "203.0.113.2")
 		p.answers(p.outside, "tcp", "203.0.113.1:9001", "web", "203.0.113.2")
 		p.answers(p.host, "tcp", "127.0.0.2:8081", "web", "")

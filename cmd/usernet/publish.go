@@ -133,8 +133,10 @@ func (a *app) unpublishCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unpublish ID...",
 		Short: "Close published ports",
-		Long:  `Closes published ports by the ids that "usernet port ls" shows. Connections that are open stay open.`,
-		Args:  args(cobra.MinimumNArgs(1)),
+		Long: `Closes published ports by the ids that "usernet port ls" shows. Connections that
+are open stay open. A port that is redirected leads nowhere then, and stays so
+until the last of those that were published with it is closed.`,
+		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			var errs []error
 			for _, id := range ids {

@@ -284,15 +284,6 @@ func TestLintOfSamples(t *testing.T) {
 	}
 }
 
-func TestNear(t *testing.T) {
-	keys := []string{"mtu", "socket", "internal"}
-	for word, want := range map[string]string{"MTU": "mtu", "mtuu": "mtu", "sokcet": "socket", "ipMasq": "", "x": ""} {
-		if got := near(word, keys); got != want {
-			t.Errorf("near(%q) = %q, want %q", word, got, want)
-		}
-	}
-}
-
 // FuzzLint: any text is judged without a panic, the same each time, and what is
 // no error-free list has a finding.
 func FuzzLint(f *testing.F) {

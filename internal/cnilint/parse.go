@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -185,45 +184,4 @@ func short(raw json.RawMessage) string {
 		return string(r[:most]) + "…"
 	}
 	return s
-}
-
-// near returns the candidate that was probably meant, or "".
-func near(word string, candidates []string) string {
-	for _, c := range candidates {
-		if strings.EqualFold(c, word) {
-			return c
-		}
-	}
-	best, least := "", 3 // of more than two letters too many are wrong to guess
-	for _, c := range candidates {
-		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < least && d*2 < len(word) {
-			best, least = c, d
-		}
-	}
-	return best
-}
-
-// distance is the number of letters to insert, remove or replace to make b of
-// a (Levenshtein). Long words are not measured.
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 64
-	}
-	row := make([]int, len(b)+1)
-	for i := range row {
-		row[i] = i
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for k := range len(b) {
-			cost := diagonal
-			if a[i] != b[k] {
-				cost++
-			}
-			diagonal = row[k+1]
-			row[k+1] = slices.Min([]int{cost, row[k] + 1, diagonal + 1})
-		}
-	}
-	return row[len(b)]
 }

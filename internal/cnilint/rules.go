@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/usernet/usernet/internal/nearest"
 )
 
 // wantVersions is what works with every runtime: libcni before 1.2 reads
@@ -104,7 +106,7 @@ func (j *judge) strict(p *plugin) {
 		}
 		delete(known, key)
 		fix := fmt.Sprintf("delete %q; the plugin knows %s", key, strings.Join(j.facts.Keys, ", "))
-		if n := near(key, j.facts.Keys); n != "" {
+		if n := nearest.Word(key, j.facts.Keys); n != "" {
 			fix = fmt.Sprintf("write %q", n)
 			if _, taken := p.keys[n]; taken {
 				fix = fmt.Sprintf("delete %q; %q is there as well", key, n)
@@ -189,7 +191,7 @@ func (j *judge) capabilities(p *plugin) {
 		if !p.declares(c) {
 			continue
 		}
-		key, meant := "capabilities."+c, near(c, useful)
+		key, meant := "capabilities."+c, nearest.Word(c, useful)
 		switch {
 		case meant != "":
 			if meant != c {

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 	"sort"
 	"strings"
+
+	"github.com/usernet/usernet/internal/nearest"
 )
 
 // DecodeStrict decodes one JSON object into v. A field that v does not have is
@@ -93,40 +96,12 @@ func fieldNames(t reflect.Type, seen map[reflect.Type]bool) []string {
 // Suggest says what may have been meant by name: the nearest of known when one
 // is near, else all of them.
 func Suggest(name string, known []string) string {
-	best, bestDistance := "", len(name)/2+1
-	for _, k := range known {
-		if k == name {
-			continue // it is known elsewhere in the document
-		}
-		if d := editDistance(strings.ToLower(name), strings.ToLower(k)); d < bestDistance {
-			best, bestDistance = k, d
-		}
-	}
+	// The name itself may be known elsewhere in the document.
+	best := nearest.Word(name, slices.DeleteFunc(slices.Clone(known), func(k string) bool { return k == name }))
 	if best != "" {
 		return "did you mean \"" + best + "\"?"
 	}
 	sorted := append([]string(nil), known...)
 	sort.Strings(sorted)
 	return "known: " + strings.Join(sorted, ", ")
-}
-
-// editDistance is Levenshtein's, over bytes: names are ASCII.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -169,14 +168,7 @@ func TestNetnsAmendRefuses(t *testing.T) {
 // was.
 func TestNetnsAmendUndoesEveryStep(t *testing.T) {
 	cfg := testConfig(t)
-	var failing atomic.Value
-	failing.Store("")
-	cfg.fault = func(step string) error {
-		if step == failing.Load() {
-			return errors.New("boom")
-		}
-		return nil
-	}
+	failAt := failing(&cfg)
 	r := start(t, cfg)
 	req := request("box")
 	req.Hostname, req.Bandwidth = "web", &control.Bandwidth{FromContainer: control.Rate{BitsPerSecond: 8e6}}
@@ -188,7 +180,7 @@ func TestNetnsAmendUndoesEveryStep(t *testing.T) {
 	world := r.world(t)
 	amend := control.AmendLinkRequest{Hostname: ptr("x"), Aliases: &[]string{"y"}, Bandwidth: &control.Bandwidth{}}
 	for _, step := range []string{stepAmendNames, stepAmendBandwidth, stepAmendRecord} {
-		failing.Store(step)
+		failAt(step)
 		if _, err := r.AmendLink(t.Context(), box.key, amend); err == nil || !strings.Contains(err.Error(), "amend net/box/eth0: boom") {
 			t.Errorf("%s: %v", step, err)
 		}

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -102,17 +101,7 @@ func greet(l net.Listener) {
 // it was.
 func TestNetnsAttachUndoesEveryStep(t *testing.T) {
 	cfg := testConfig(t)
-	boom := errors.New("boom")
-	var failing string
-	var mu sync.Mutex
-	cfg.fault = func(step string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if step == failing {
-			return boom
-		}
-		return nil
-	}
+	failAt := failing(&cfg)
 	r := start(t, cfg)
 	keep := attach(t, r.Client, request("keep")) // makes the network, and must not suffer
 	req := request("box")
@@ -123,9 +112,7 @@ func TestNetnsAttachUndoesEveryStep(t *testing.T) {
 	before, fds := r.world(t), openFDs(t)
 	for _, step := range attachSteps {
 		t.Run(step, func(t *testing.T) {
-			mu.Lock()
-			failing = step
-			mu.Unlock()
+			failAt(step)
 			_, err := r.Attach(t.Context(), req, tun, lf)
 			if err == nil || !strings.Contains(err.Error(), "attach net/box/eth0: boom") {
 				t.Errorf("attach: %v", err)
@@ -136,9 +123,7 @@ func TestNetnsAttachUndoesEveryStep(t *testing.T) {
 			nstest.WaitFor(t, patience, func() bool { return openFDs(t) <= fds })
 		})
 	}
-	mu.Lock()
-	failing = ""
-	mu.Unlock()
+	failAt("")
 	// The same request works when nothing fails, and the other link lives.
 	a, err := r.Attach(t.Context(), req, tun, lf)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,6 +44,21 @@ func testConfig(t testing.TB) Config {
 		Socket: filepath.Join(dir, "run", "s.sock"), StateDir: filepath.Join(dir, "state"), Version: "test",
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
+}
+
+// failing has the daemon fail at the step that it is told, with "boom"; at none
+// to begin with. Tests fail each step in turn and look for what is left.
+func failing(cfg *Config) (at func(step string)) {
+	var failing atomic.Value
+	at = func(step string) { failing.Store(step) }
+	at("")
+	cfg.fault = func(step string) error {
+		if step == failing.Load() {
+			return errors.New("boom")
+		}
+		return nil
+	}
+	return at
 }
 
 type testWriter struct{ t testing.TB }

@@ -171,19 +171,11 @@ func (l *lockedBuffer) String() string {
 // link as it was, its addresses included.
 func TestNetnsAttachOverLostUndoesEveryStep(t *testing.T) {
 	cfg := testConfig(t)
-	var failing atomic.Value
-	failing.Store("")
-	broken := errors.New("broken")
-	cfg.fault = func(step string) error {
-		if failing.Load() == step {
-			return broken
-		}
-		return nil
-	}
+	failAt := failing(&cfg)
 	r, _, _ := lose(t, cfg, func(map[string]string) {}, "a")
 	before, leases := r.world(t), r.d.network("net").pool.Leases()
 	for _, step := range attachSteps {
-		failing.Store(step)
+		failAt(step)
 		if _, err := tryAttach(t, r.Client, request("a")); err == nil {
 			t.Fatalf("%s: attached", step)
 		}
@@ -194,7 +186,7 @@ func TestNetnsAttachOverLostUndoesEveryStep(t *testing.T) {
 			t.Errorf("%s: lease %v, was %v", step, got, leases)
 		}
 	}
-	failing.Store("")
+	failAt("")
 	// Another address than it has, then what it has.
 	req := request("a")
 	req.IPs = []netip.Addr{netip.MustParseAddr("10.9.0.99")}

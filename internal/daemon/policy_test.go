@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -164,21 +163,14 @@ func TestPolicyIsJudged(t *testing.T) {
 // were.
 func TestPolicyUndoesEveryStep(t *testing.T) {
 	cfg := testConfig(t)
-	var failing atomic.Value
-	failing.Store("")
-	cfg.fault = func(step string) error {
-		if step == failing.Load() {
-			return errors.New("boom")
-		}
-		return nil
-	}
+	failAt := failing(&cfg)
 	r := start(t, cfg)
 	if _, err := r.CreateNetwork(t.Context(), control.CreateNetworkRequest{Name: "n", Sets: sets("10.9.0.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	want := r.d.network("n").sw.Policy()
 	for _, step := range []string{stepPolicySwitch, stepPolicyRecord} {
-		failing.Store(step)
+		failAt(step)
 		_, err := r.AmendNetwork(t.Context(), "n", control.AmendNetworkRequest{PolicyWishes: control.PolicyWishes{IngressPolicy: control.IngressOpen}})
 		if err == nil || !strings.Contains(err.Error(), "boom") {
 			t.Errorf("%s: %v", step, err)

@@ -18,18 +18,12 @@ const (
 // PublishLink implements control.Handler: all publications or none.
 func (d *Daemon) PublishLink(ctx context.Context, key control.LinkKey, req *control.PublishLinkRequest, files []*os.File) ([]control.Publication, error) {
 	defer closeFiles(files) // what is published has a duplicate
-	for i := range req.Publications {
-		if err := checkPublication(&req.Publications[i]); err != nil {
-			return nil, err
-		}
-	}
-	unlock, err := d.keys.lock(ctx, key)
+	l, unlock, err := d.lockForPorts(ctx, key, req.Publications)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l := d.link(key)
-	if l == nil || !l.alive() {
+	if !l.alive() {
 		return nil, noLink(key)
 	}
 	list, err := l.publishAll(ctx, req.Publications, files)
@@ -37,6 +31,24 @@ func (d *Daemon) PublishLink(ctx context.Context, key control.LinkKey, req *cont
 		return nil, fmt.Errorf("publish to %s: %w", key, err)
 	}
 	return list, nil
+}
+
+// lockForPorts checks what a request says of ports and locks the link that it is
+// for.
+func (d *Daemon) lockForPorts(ctx context.Context, key control.LinkKey, specs []control.PublicationSpec) (l *link, unlock func(), err error) {
+	for i := range specs {
+		if err := checkPublication(&specs[i]); err != nil {
+			return nil, nil, err
+		}
+	}
+	if unlock, err = d.keys.lock(ctx, key); err != nil {
+		return nil, nil, err
+	}
+	if l = d.link(key); l == nil {
+		unlock()
+		return nil, nil, noLink(key)
+	}
+	return l, unlock, nil
 }
 
 // publishAll opens publications and records them, with the key locked.
@@ -77,20 +89,11 @@ func (l *link) publishAll(ctx context.Context, specs []control.PublicationSpec, 
 
 // UnpublishLink implements control.Handler.
 func (d *Daemon) UnpublishLink(ctx context.Context, key control.LinkKey, req *control.UnpublishLinkRequest) ([]control.Publication, error) {
-	for i := range req.Publications {
-		if err := checkPublication(&req.Publications[i]); err != nil {
-			return nil, err
-		}
-	}
-	unlock, err := d.keys.lock(ctx, key)
+	l, unlock, err := d.lockForPorts(ctx, key, req.Publications)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l := d.link(key)
-	if l == nil {
-		return nil, noLink(key)
-	}
 	d.mu.Lock()
 	var doomed []*publication
 	for _, p := range l.pubs {

@@ -17,7 +17,9 @@
 //
 // The daemon needs no privilege to hold the descriptor, and can do nothing
 // with it but close it: the kernel asks for CAP_NET_ADMIN of the opener and of
-// the sender of each request.
+// the sender of each request. So the rules of one request go together: of a
+// publication that ends alone the rule stays until the others end, and leads to
+// a closed port.
 //
 // # What is in a table
 //

@@ -48,67 +48,14 @@ func listIn(t *testing.T, ns *netns.Handle) []Table {
 	return all
 }
 
-// serve answers on a socket with the name of the socket and what it sees of its
-// client, and returns the socket's port.
+// serve answers at an address of one family, and returns the port.
 func serve(t *testing.T, ns *netns.Handle, name, proto, host string) uint16 {
 	t.Helper()
-	at := net.JoinHostPort(host, "0")
 	family := "6"
 	if netip.MustParseAddr(host).Is4() {
 		family = "4"
 	}
-	if proto == "udp" {
-		c := nstest.ListenPacket(t, ns, "udp"+family, at)
-		go func() {
-			b := make([]byte, 64)
-			for {
-				_, from, err := c.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				c.WriteTo([]byte(name+" "+from.(*net.UDPAddr).IP.String()), from)
-			}
-		}()
-		return uint16(c.LocalAddr().(*net.UDPAddr).Port)
-	}
-	l := nstest.Listen(t, ns, "tcp"+family, at)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprintf(c, "%s %v", name, c.RemoteAddr().(*net.TCPAddr).IP)
-			c.Close()
-		}
-	}()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
-}
-
-// ask returns what the server at an address answers, or the error's text.
-func ask(t *testing.T, ns *netns.Handle, proto, at string) string {
-	t.Helper()
-	c, err := nstest.Dial(t, ns, proto, at)
-	if err != nil {
-		return err.Error()
-	}
-	defer c.Close()
-	return talk(c)
-}
-
-func talk(c net.Conn) string {
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, ok := c.(*net.UDPConn); ok {
-		if _, err := c.Write([]byte("?")); err != nil {
-			return err.Error()
-		}
-	}
-	b := make([]byte, 64)
-	n, err := c.Read(b)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b[:n])
+	return nstest.Answer(t, ns, name, proto+family, net.JoinHostPort(host, "0"))
 }
 
 // A table leads clients from here and from elsewhere, of both families and both
@@ -151,7 +98,7 @@ func TestNetnsRedirect(t *testing.T) {
 			{host, "127.0.0.1:8081", ""},
 			{peer, "[fd77::1]:8080", ""},
 		} {
-			got := ask(t, a.from, proto, a.at)
+			got := nstest.Ask(t, a.from, proto, a.at)
 			if a.client != "" && got != "container "+a.client || a.client == "" && !strings.Contains(got, "refused") {
 				t.Errorf("%s %s: got %q, want the client's address %q", proto, a.at, got, a.client)
 			}
@@ -161,7 +108,7 @@ func TestNetnsRedirect(t *testing.T) {
 	if left := listIn(t, host); len(left) > 0 {
 		t.Errorf("left after the descriptor was closed: %v", left)
 	}
-	if got := ask(t, peer, "tcp", "10.77.0.1:9090"); !strings.Contains(got, "refused") {
+	if got := nstest.Ask(t, peer, "tcp", "10.77.0.1:9090"); !strings.Contains(got, "refused") {
 		t.Errorf("after the descriptor was closed: %q", got)
 	}
 }
@@ -180,7 +127,7 @@ func TestNetnsRedirectAsNftShowsIt(t *testing.T) {
 		}
 	}
 	nstest.Exec(t, host, "nft", "flush", "ruleset")
-	if got := ask(t, host, "tcp", "127.0.0.1:8080"); got != "container 127.0.0.1" {
+	if got := nstest.Ask(t, host, "tcp", "127.0.0.1:8080"); got != "container 127.0.0.1" {
 		t.Errorf("after others flushed all rules: %q", got)
 	}
 	f.Close()
@@ -207,9 +154,9 @@ func TestNetnsRedirectPastHolder(t *testing.T) {
 			defer steady.Close()
 			expect := func(want string) {
 				t.Helper()
-				got := []string{ask(t, host, proto, at.String())}
+				got := []string{nstest.Ask(t, host, proto, at.String())}
 				if proto == "udp" {
-					got = append(got, talk(steady))
+					got = append(got, nstest.AskOver(steady))
 				}
 				for _, g := range got {
 					if g != want+" "+loopback {
@@ -238,10 +185,10 @@ func TestNetnsRedirectLeavesForwardedAlone(t *testing.T) {
 	nstest.In(t, router, func() error { return netns.SetSysctl("ipv4/ip_forward", "1") })
 	port := serve(t, server, "server", "tcp", "10.78.0.2")
 	openIn(t, router, "web/c1/eth0", Rule{"tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), port), serve(t, router, "container", "tcp", "0.0.0.0")})
-	if got := ask(t, client, "tcp", fmt.Sprintf("10.78.0.2:%d", port)); got != "server 10.77.0.2" {
+	if got := nstest.Ask(t, client, "tcp", fmt.Sprintf("10.78.0.2:%d", port)); got != "server 10.77.0.2" {
 		t.Errorf("through the host: %q", got)
 	}
-	if got := ask(t, client, "tcp", fmt.Sprintf("10.77.0.1:%d", port)); got != "container 10.77.0.2" {
+	if got := nstest.Ask(t, client, "tcp", fmt.Sprintf("10.77.0.1:%d", port)); got != "container 10.77.0.2" {
 		t.Errorf("to the host: %q", got)
 	}
 }
