@@ -134,6 +134,8 @@ func sandboxArgv(b Backend) []string {
 		return []string{b.bin + "/usernet", "run", "-q", "--"}
 	case *pasta:
 		return []string{"pasta", "--config-net", "--no-map-gw", "--runas", "0", "-q", "--"}
+	case *rootlesskit:
+		return []string{"rootlesskit", "--net=slirp4netns", "--mtu=65520", "--disable-host-loopback", "--"}
 	}
 	return nil
 }
