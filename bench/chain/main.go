@@ -23,12 +23,13 @@ func main() {
 	ref := flag.String("reference", "/usr/lib/cni", "`DIR` of the reference plugins")
 	bin := flag.String("bin", "bin", "`DIR` of usernet's built programs")
 	rounds := flag.Int("rounds", 20, "`ROUNDS`, each of one ADD and DEL of both")
+	settle := flag.Duration("settle", 300*time.Millisecond, "`PAUSE` before each ADD; 0: in the wake of the namespace before")
 	flag.Parse()
 	var err error
 	if os.Getenv(insideEnv) == "" {
 		err = enter()
 	} else {
-		err = bench(*ref, *bin, *rounds)
+		err = bench(*ref, *bin, *rounds, *settle)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chain:", err)
@@ -66,7 +67,7 @@ func prepare() error {
 	return errors.Join(os.Chmod("/run", 0o755), os.Chmod("/var/lib", 0o755), exec.Command("ip", "link", "set", "lo", "up").Run())
 }
 
-func bench(ref, bin string, rounds int) error {
+func bench(ref, bin string, rounds int, settle time.Duration) error {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -91,6 +92,7 @@ func bench(ref, bin string, rounds int) error {
 	theirs := &suite{name: "reference", dir: ref, subnet: "10.91.2.0/24", hostPort: 18082}
 	for n := range rounds + 2 {
 		for _, s := range []*suite{ours, theirs} {
+			time.Sleep(settle) // for the kernel to be through with the namespace before
 			if err := s.round(fmt.Sprintf("c%d", n)); err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
