@@ -68,7 +68,7 @@ var libraries = map[string]struct {
 	"github.com/containernetworking": {true, "plugin", "CNI is a dialect of one door"},
 	"github.com/vishvananda":         {false, "conform internal/netns internal/nstest internal/redirect plugin tunnel", "interfaces belong to the privileged steps, never to the daemon or the switch"},
 	"github.com/google/nftables":     {false, "internal/redirect", "no other rule exists anywhere"},
-	"golang.zx2c4.com/wireguard":     {false, "tunnel tunnel/tunneltest", "creation of TUNs, and foreign devices"},
+	"golang.zx2c4.com/wireguard":     {false, "tunnel tunnel/tunneltest", "foreign devices"},
 	"go.etcd.io/bbolt":               {false, "ipam internal/daemon", "the two that keep state"},
 	"github.com/miekg/dns":           {false, "internal/dns", "one parser for hostile messages"},
 	"github.com/insomniacslk/dhcp":   {false, "internal/dhcp", "one parser for hostile messages"},

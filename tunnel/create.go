@@ -9,7 +9,6 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 // cloneDevice is where the kernel hands out TUN descriptors.
@@ -105,53 +104,51 @@ func create(o Options) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interface name is empty or longer than %d bytes: %w", unix.IFNAMSIZ-1, err)
 	}
-	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: cloneDevice, Err: err}
 	}
-	defer unix.Close(fd)
+	if err := attach(fd, ifr, flags, o); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	// Not before: Go's poller would never hear of a device that came later.
+	return os.NewFile(uintptr(fd), cloneDevice), nil
+}
+
+// attach makes the device of a fresh descriptor.
+func attach(fd int, ifr *unix.Ifreq, flags uint16, o Options) error {
 	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			err = fmt.Errorf("an interface of this name exists already: %w", err)
 		}
-		return nil, fmt.Errorf("TUNSETIFF: %w", err)
+		return fmt.Errorf("TUNSETIFF: %w", err)
 	}
-	f, kernelName, err := negotiate(fd)
-	if err != nil {
-		return nil, err
+	if err := offload(fd); err != nil {
+		return err
 	}
-	if err := adjust(kernelName, o); err != nil {
-		f.Close()
-		return nil, err
+	if err := adjust(ifr.Name(), o); err != nil {
+		return err
 	}
-	if o.Persist {
-		if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("TUNSETPERSIST: %w", err)
-		}
+	if !o.Persist {
+		return nil
 	}
-	return f, nil
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
+		return fmt.Errorf("TUNSETPERSIST: %w", err)
+	}
+	return nil
 }
 
-// negotiate lets wireguard's tun package switch on the offloads that the kernel
-// has, and returns a descriptor of its own on the device and the kernel's name
-// for it.
-//
-// The package gets a duplicate, because it wraps the descriptor in an os.File
-// before it can fail, and the collector closes that file at a time of its own.
-// The "unmonitored" constructor is used since the other one starts goroutines
-// that write to the device every second.
-func negotiate(fd int) (*os.File, string, error) {
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, "", fmt.Errorf("duplicate descriptor: %w", err)
+// offload lets the kernel leave checksums and segmentation to the reader, that
+// of UDP where it can (Linux 6.2; older ones refuse).
+func offload(fd int) error {
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp); err != nil {
+		return fmt.Errorf("TUNSETOFFLOAD: %w", err)
 	}
-	dev, name, err := wgtun.CreateUnmonitoredTUNFromFD(dup)
-	if err != nil {
-		return nil, "", fmt.Errorf("negotiate offloads: %w", err)
-	}
-	return dev.File(), name, nil
+	_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6)
+	return nil
 }
 
 // adjust gives an interface in the calling thread's namespace its sizes, its MAC
