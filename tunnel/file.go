@@ -109,8 +109,11 @@ func duplicateFile(f *os.File, watched bool) (*os.File, error) {
 			g.Close()
 		}
 	})
-	if err = errors.Join(err, result); err != nil {
-		return nil, fmt.Errorf("duplicate descriptor: %w", err)
+	if err != nil {
+		result = os.ErrClosed // Control has no other error, and the package os no word for it
+	}
+	if result != nil {
+		return nil, fmt.Errorf("duplicate descriptor: %w", result)
 	}
 	if watched {
 		if err := g.SetReadDeadline(time.Time{}); err != nil {
