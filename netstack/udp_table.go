@@ -94,9 +94,9 @@ type natTable struct {
 	mu      sync.RWMutex // guards what follows
 	peers   map[natKey]*natPeer
 	sockets map[socketKey]*natSocket
-	wheel   [wheelSlots]*natPeer // by the second of the next look at them
-	swept   int64                // the second that was swept last
-	oldest  *natPeer             // unreplied, by age
+	wheel   []*natPeer // wheelSlots of them, by the second of the next look; nil: none yet
+	swept   int64      // the second that was swept last
+	oldest  *natPeer   // unreplied, by age
 	newest  *natPeer
 	gone    bool
 
@@ -281,6 +281,9 @@ func (p *natPeer) end(cause string) {
 }
 
 func (t *natTable) wheelInsertLocked(p *natPeer, at int64) {
+	if t.wheel == nil {
+		t.wheel = make([]*natPeer, wheelSlots)
+	}
 	p.slot = int(at % wheelSlots)
 	p.wheelPrev, p.wheelNext = nil, t.wheel[p.slot]
 	if p.wheelNext != nil {
@@ -307,6 +310,9 @@ func (t *natTable) wheelRemoveLocked(p *natPeer) {
 func (t *natTable) sweep(now int64) (over []*natPeer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.wheel == nil {
+		return nil
+	}
 	if t.swept == 0 || now-t.swept > wheelSlots {
 		t.swept = now - wheelSlots
 	}

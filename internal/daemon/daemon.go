@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +38,7 @@ type Daemon struct {
 	leasing  chan struct{}  // see watchLeases
 	watchers sync.WaitGroup // link.watch of every link
 	bound    sync.WaitGroup // links that end with a connection, and link.abandon
+	calm     *time.Timer    // runs out calmTime after the last poke
 	stop     chan struct{}  // closed when Run ends serving
 
 	mu             sync.Mutex // guards what follows, and the tables of networks and links
@@ -65,6 +67,7 @@ func New(cfg Config) (*Daemon, error) {
 		networks: map[string]*network{}, pools: map[string]*pool{},
 	}
 	d.metrics = newMetrics(d)
+	d.calm = time.AfterFunc(calmTime, debug.FreeOSMemory)
 	return d, nil
 }
 
@@ -79,6 +82,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		defer l.Close() // again, when serving has closed it
 	}
 	d.started = time.Now().UTC()
+	defer d.calm.Stop()
 	if err := makeStateDir(d.cfg.StateDir); err != nil {
 		return err
 	}
@@ -211,8 +215,14 @@ func (d *Daemon) endSwitches() error {
 	return errors.Join(errs...)
 }
 
+// calmTime is how long after links have come or gone the daemon gives back the
+// memory that it took for that, once. Go alone would keep most of it: a daemon
+// that sleeps does not collect.
+const calmTime = 2 * time.Second
+
 // poke tells the idle watch that links have come or gone.
 func (d *Daemon) poke() {
+	d.calm.Reset(calmTime)
 	select {
 	case d.activity <- struct{}{}:
 	default: // it has been told already
