@@ -90,7 +90,7 @@ func TestCRIO(t *testing.T) {
 		if bw := l.Bandwidth; bw == nil || bw.ToContainer.BitsPerSecond != 20_000_000 || bw.ToContainer.BurstBits > 20_000_000 {
 			t.Errorf("bandwidth %+v", bw)
 		}
-		if !slices.Contains(l.Names, "robert") || !slices.Contains(l.Names, "bob") {
+		if !slices.Contains(l.Names, "robert") || !slices.Contains(l.Names, "bob.shop") {
 			t.Errorf("names %q", l.Names)
 		}
 	}

@@ -326,7 +326,7 @@ func (p *podmanBed) testBuild(n podmanNet) {
 		dir := p.t.TempDir()
 		text := "FROM " + image + "\n" +
 			"RUN wget -q -O /v4 http://203.0.113.2:8000/ && wget -q -O /v6 'http://[2001:db8::2]:8000/' && nc -w 10 peer 7000 >/peer\n" +
-			"RUN read name address </peer && test \"$(cat /v4) $(cat /v6) $name\" = '" + wanted + "'\n"
+			"RUN read name address </peer; test \"$(cat /v4) $(cat /v6) $name\" = '" + wanted + "'\n"
 		if err := os.WriteFile(dir+"/Containerfile", []byte(text), 0o644); err != nil {
 			p.t.Fatal(err)
 		}
