@@ -37,7 +37,9 @@
 //     refusal is answered so that clients fail at once.
 //  5. TCP goes to the gVisor stack, where it is terminated; UDP and ICMP echo
 //     go to host sockets without gVisor; whole DNS queries to the gateway go
-//     to the resolver.
+//     to the resolver. Datagrams of one flow that the reader finds one after
+//     another leave by one system call (udp_gather.go), and what a host socket
+//     has one after another goes to the container as one superframe.
 //
 // Every packet that goes no further increments exactly one counter, named by
 // its [DropReason], on the link that it came from or was meant for.
@@ -77,9 +79,9 @@
 //
 // One worker per processor that Go uses; gVisor's TCP processors, likewise; one
 // per TCP flow while it is dialled and its handshake completed; one reader per
-// link whose device cannot be watched, such as a wireguard tun.Device; one reader
-// per UDP mapping and per ping socket; one acceptor per publication; a sweeper
-// that runs only while it has something to sweep.
+// link whose device cannot be watched, such as a wireguard tun.Device; one acceptor
+// per publication of TCP; a sweeper that runs only while it has something to
+// sweep.
 // Each is a named method, started by what it belongs to and waited for by what
 // ends that: Detach for a link's, Shutdown for the rest.
 //

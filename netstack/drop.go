@@ -150,7 +150,7 @@ func dropForDevice(err error) DropReason {
 // dropCounters holds one counter per reason.
 type dropCounters [maxDropReasons]atomic.Uint64
 
-func (c *dropCounters) add(d DropReason) { c[d].Add(1) }
+func (c *dropCounters) add(d DropReason, n int) { c[d].Add(uint64(n)) }
 
 // addDeviceDrops adds what a device has discarded to m, if it does and tells.
 func addDeviceDrops(dev tunnel.Device, m map[string]uint64) {

@@ -15,9 +15,12 @@ import (
 // sit in a chunk of 128 bytes of their own. The rest double, so that a small
 // packet that waits in a receive buffer pins at most about twice its size.
 // Together they hold the largest frame: 10 + 65,535 bytes.
-var viewSizes = [numViews]int{128, 2048, 2048, 4096, 8192, 16384, 32768}
+var viewSizes = [numViews]int{viewHead, 2048, 2048, 4096, 8192, 16384, 32768}
 
-const numViews = 7
+const (
+	numViews = 7
+	viewHead = 128
+)
 
 // frame is one frame read from a link's device. It belongs to the link's
 // reader and is valid only during the call that receives it.

@@ -161,9 +161,16 @@ func socketOf(c net.Conn) (int, error) {
 	if !ok {
 		return bridge(c)
 	}
-	raw, err := sc.SyscallConn()
+	fd, err := duplicateSocket(sc)
+	c.Close()
+	return fd, err
+}
+
+// duplicateSocket returns a descriptor of its own of a socket that package net
+// has. Go's poller does not watch it.
+func duplicateSocket(c syscall.Conn) (int, error) {
+	raw, err := c.SyscallConn()
 	if err != nil {
-		c.Close()
 		return -1, err
 	}
 	fd := -1
@@ -171,7 +178,6 @@ func socketOf(c net.Conn) (int, error) {
 	err = raw.Control(func(old uintptr) {
 		fd, result = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
 	})
-	c.Close()
 	if err = errors.Join(err, result); err != nil {
 		return -1, fmt.Errorf("duplicate the host socket: %w", err)
 	}

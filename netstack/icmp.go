@@ -160,7 +160,7 @@ func addOnes(a, b uint16) uint16 {
 	return uint16(sum>>16 + sum&0xffff)
 }
 
-// deliver takes what came to a ping socket. It runs on the socket's readLoop.
+// deliver takes what came to a ping socket. It runs on the link's worker.
 func (n *icmpNAT) deliver(s *natSocket, in *natInput) {
 	msg := in.data
 	if s.raw && s.v4 { // such sockets show the IP header too (raw(7))
@@ -191,8 +191,11 @@ func (n *icmpNAT) deliver(s *natSocket, in *natInput) {
 	s.link.sendFragments(*b, n.ids.Add(1))
 }
 
-// linkGone ends the link's echo flows and waits for the readers of its sockets.
-func (n *icmpNAT) linkGone(l *Link) { l.nat.ping.endAll("link detached") }
+// linkGone ends the link's echo flows and waits for what its sockets have begun.
+func (n *icmpNAT) linkGone(l *Link) {
+	l.nat.ping.endAll("link detached")
+	l.worker.settle()
+}
 
 // close has nothing to do: every socket belongs to a link.
 func (n *icmpNAT) close() {}

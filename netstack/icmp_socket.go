@@ -11,8 +11,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/usernet/usernet/internal/undo"
 )
 
 // ErrPingUnavailable says that this process may open no socket for ICMP echo:
@@ -81,39 +79,31 @@ func groups() string {
 
 // newSocket opens the ping socket of an identifier of a container.
 func (n *icmpNAT) newSocket(l *Link, k socketKey) (*natSocket, error) {
-	var undo undo.List
-	defer undo.Run()
 	fd, raw, err := openPing(k.host4)
 	if err != nil {
 		return nil, err
 	}
-	// A non-blocking file goes on the runtime's poller.
-	file := os.NewFile(uintptr(fd), "ping")
-	undo.Add(func() { file.Close() })
 	s := &natSocket{
-		link: l, table: &l.nat.ping, key: k, v4: k.host4, ping: true, raw: raw, deliver: n.deliver, closer: file,
+		link: l, table: &l.nat.ping, key: k, v4: k.host4, ping: true, raw: raw, deliver: n.deliver, fd: fd,
 		peers: map[netip.AddrPort]*natPeer{}, addrs: map[netip.Addr]int{},
-	}
-	if s.rawConn, err = file.SyscallConn(); err != nil {
-		return nil, err
 	}
 	if hook := n.s.cfg.Host.Control; hook != nil {
 		network := "ip4:icmp"
 		if !k.host4 {
 			network = "ip6:ipv6-icmp"
 		}
-		if err := hook(network, "", s.rawConn); err != nil {
-			return nil, err
-		}
+		err = hook(network, "", rawDescriptor(fd))
 	}
-	if err := s.preparePing(fd); err != nil {
+	if err == nil {
+		err = s.preparePing(fd)
+	}
+	if err != nil {
+		s.close()
 		return nil, err
 	}
-	if !l.nat.ping.addSocket(k, s) {
-		return nil, ErrClosed
+	if err := l.nat.ping.addSocket(k, s); err != nil {
+		return nil, err
 	}
-	undo.Keep()
-	go s.serve()
 	return s, nil
 }
 

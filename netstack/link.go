@@ -273,7 +273,10 @@ func (l *Link) take(f *frame) {
 }
 
 // drop counts a packet that goes no further.
-func (l *Link) drop(r DropReason) { l.counters.drops.add(r) }
+func (l *Link) drop(r DropReason) { l.counters.drops.add(r, 1) }
+
+// dropMany counts n of them.
+func (l *Link) dropMany(r DropReason, n int) { l.counters.drops.add(r, n) }
 
 // send writes one frame to the container: bufs[0] begins with the virtio
 // header. It never blocks and keeps nothing.

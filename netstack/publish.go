@@ -270,8 +270,11 @@ func (s *Switch) openUDP(p *Publication, cfg *PublishConfig, undo *undo.List) (s
 	if p.host, err = cfg.hostOf(cfg.PacketConn != nil, pc.LocalAddr()); err != nil {
 		return nil, err
 	}
-	p.half, start, err = s.udp.publish(p, pc)
-	return start, err
+	if p.half, start, err = s.udp.publish(p, pc); err != nil {
+		return nil, err
+	}
+	undo.Add(func() { p.half.Close() })
+	return start, nil
 }
 
 // hostOf returns what clients ask for to come to a socket.

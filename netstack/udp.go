@@ -22,8 +22,8 @@ import (
 // filtering, REQ-8).
 //
 // Packets of a container are sent by its link's reader. What comes back is read
-// by one goroutine per socket, which holds no buffer while it waits. One
-// janitor, see natClock, ends what is idle.
+// on the link's worker, which holds no buffer while it waits. One janitor, see
+// natClock, ends what is idle.
 type udpNAT struct {
 	s      *Switch
 	ctx    context.Context // ends with close
@@ -42,14 +42,11 @@ func newUDPNAT(s *Switch) (*udpNAT, error) {
 // whether it was one. A flow judged by rules or host addresses that were
 // replaced since is judged again.
 func (u *udpNAT) established(l *Link, f *frame) bool {
-	k := natKey{f.pkt.SrcAddrPort(), f.pkt.DstAddrPort()}
-	p := l.nat.published.find(k) // a client of a publication is answered by it
-	if p == nil {
-		if p = l.nat.udp.find(k); p == nil || !u.s.stillAllowed(l, p, f) {
-			return false
-		}
+	p := l.nat.find(natKey{f.pkt.SrcAddrPort(), f.pkt.DstAddrPort()})
+	if p == nil || p.sock.pub == nil && !u.s.stillAllowed(l, p, f) {
+		return false
 	}
-	if u.checksum(l, f) {
+	if u.checksum(l, f) && !u.gather(l, p, f) {
 		u.transmit(l, p, f)
 	}
 	return true
@@ -85,6 +82,9 @@ func (u *udpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
 	case policy.TargetDNS:
 		u.s.resolver.fromContainer(l, f)
 	case policy.TargetEgress, policy.TargetHostService:
+		if l.reader.hot() {
+			u.flush(&l.worker.gathering) // a new flow may end another
+		}
 		if p := u.open(l, f, v); p != nil {
 			u.transmit(l, p, f)
 		}
@@ -176,10 +176,7 @@ func (u *udpNAT) socketFor(l *Link, k socketKey) (*natSocket, error) {
 // transmit sends the datagrams of a frame to the far end. It runs on the link's
 // reader and allocates nothing.
 func (u *udpNAT) transmit(l *Link, p *natPeer, f *frame) {
-	p.active.Store(u.clock.seconds.Load())
-	if p.sock.pub != nil {
-		p.noteReply()
-	}
+	u.noteSent(p)
 	size := f.pkt.Len - f.pkt.Payload
 	var errno syscall.Errno
 	if segment := int(f.hdr.GSOSize); f.hdr.Superframe() && size > segment {
@@ -192,6 +189,14 @@ func (u *udpNAT) transmit(l *Link, p *natPeer, f *frame) {
 		return
 	}
 	p.flow.add(fromContainer, 1, f.pkt.Len)
+}
+
+// noteSent keeps a flow that its container has sent to.
+func (u *udpNAT) noteSent(p *natPeer) {
+	p.active.Store(u.clock.seconds.Load())
+	if p.sock.pub != nil {
+		p.noteReply()
+	}
 }
 
 const (
@@ -208,7 +213,7 @@ func (u *udpNAT) sendSegments(l *Link, p *natPeer, f *frame, segment int) syscal
 	for at := f.pkt.Payload; at < f.pkt.Len; at += batch {
 		n := min(batch, f.pkt.Len-at)
 		errno := sendDatagram(l, p, f, at, n, segment)
-		if errno == unix.EINVAL || errno == unix.EIO || errno == unix.EOPNOTSUPP {
+		if unsegmentable(errno) {
 			errno = sendOneByOne(l, p, f, at, n, segment)
 		}
 		if errno != 0 {
@@ -216,6 +221,12 @@ func (u *udpNAT) sendSegments(l *Link, p *natPeer, f *frame, segment int) syscal
 		}
 	}
 	return 0
+}
+
+// unsegmentable reports whether an errno may say that the way out cannot split
+// superframes.
+func unsegmentable(errno syscall.Errno) bool {
+	return errno == unix.EINVAL || errno == unix.EIO || errno == unix.EOPNOTSUPP
 }
 
 func sendOneByOne(l *Link, p *natPeer, f *frame, at, n, segment int) syscall.Errno {
@@ -274,8 +285,7 @@ func (u *udpNAT) sendFailed(l *Link, p *natPeer, f *frame, errno syscall.Errno) 
 	}
 }
 
-// deliver takes what came to a container's socket. It runs on the socket's
-// readLoop.
+// deliver takes what came to a container's socket. It runs on the link's worker.
 func (u *udpNAT) deliver(s *natSocket, in *natInput) {
 	p, known := s.table.byHost(s, in.from)
 	if p == nil && known {
@@ -370,10 +380,11 @@ func (l *Link) sendFragments(pkt []byte, id uint32) {
 	}
 }
 
-// linkGone ends the link's flows and waits for the readers of its sockets.
+// linkGone ends the link's flows and waits for what its sockets have begun.
 func (u *udpNAT) linkGone(l *Link) {
 	l.nat.udp.endAll("link detached")
 	l.nat.published.endAll("link detached") // the publications are closed by now
+	l.worker.settle()
 	l.nat.fragments.drop()
 }
 
@@ -386,7 +397,6 @@ func (t *natTable) endAll(cause string) {
 	for _, s := range idle {
 		s.closeIfUnused()
 	}
-	t.readers.Wait()
 }
 
 // close stops the janitor. Links are detached by then.

@@ -65,6 +65,18 @@ func udpSender(tb testing.TB, target netip.AddrPort, payload int) (*Link, func()
 	sum := ^packet.Checksum(pkt[:20], 0)
 	pkt[10], pkt[11] = byte(sum>>8), byte(sum)
 	f := new(frame)
+	n := loadFrame(f, hdr, pkt)
+	return l, func() {
+		f.prepare()
+		if reason := f.decode(n); reason != dropNone {
+			tb.Fatal(reason)
+		}
+		s.fromContainer(l, f)
+	}
+}
+
+// loadFrame leaves a frame in f's views as a read does, and returns its length.
+func loadFrame(f *frame, hdr tunnel.Header, pkt []byte) int {
 	raw := make([]byte, tunnel.HeaderLen, tunnel.HeaderLen+len(pkt))
 	hdr.Encode(raw)
 	raw = append(raw, pkt...)
@@ -72,12 +84,37 @@ func udpSender(tb testing.TB, target netip.AddrPort, payload int) (*Link, func()
 	for _, b := range f.prepare() {
 		rest = rest[copy(b, rest):]
 	}
-	return l, func() {
-		f.prepare()
-		if reason := f.decode(len(raw)); reason != dropNone {
-			tb.Fatal(reason)
-		}
-		s.fromContainer(l, f)
+	return len(raw)
+}
+
+// Nor does what goes out several at a time.
+func TestUDPGatheringDoesNotAllocate(t *testing.T) {
+	w := newGatherWorld(t, nil)
+	once := w.sender(1400)
+	once()
+	if allocs := testing.AllocsPerRun(1000, once); allocs != 0 {
+		t.Errorf("%v allocations a datagram", allocs)
+	}
+	w.flush()
+	if d := w.l.Stats().Drops; len(d) != 0 {
+		t.Errorf("drops %v", d)
+	}
+	if f := w.l.s.Flows(); len(f) != 1 || f[0].FromContainer != (Traffic{1002, 1002 * 1428}) {
+		t.Errorf("flows %+v", f)
+	}
+}
+
+// BenchmarkUDPOutGathered is BenchmarkUDPOut of a reader that has more to read.
+func BenchmarkUDPOutGathered(b *testing.B) {
+	for _, size := range []int{1, 1400} {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			once := newGatherWorld(b, nil).sender(size)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				once()
+			}
+		})
 	}
 }
 
@@ -118,7 +155,7 @@ func BenchmarkUDPOut(b *testing.B) {
 	}
 	defer sinkhole.Close()
 	target := sinkhole.LocalAddr().(*net.UDPAddr).AddrPort()
-	for _, payload := range []int{1, 60000} {
+	for _, payload := range []int{1, 1400, 60000} {
 		b.Run(strconv.Itoa(payload), func(b *testing.B) {
 			_, once := udpSender(b, target, payload)
 			b.SetBytes(int64(payload))

@@ -13,15 +13,14 @@ import (
 
 // drainErrors empties the socket's error queue (ip(7), IP_RECVERR): every ICMP
 // error about what the container sent goes on to it, from the router that sent
-// it. Returns how many reports there were. It may run on several goroutines at
-// once.
+// it. Returns how many reports there were. The worker and the link's reader may do
+// it at once.
 func (s *natSocket) drainErrors() int {
 	in := natInputs.Get().(*natInput)
 	defer natInputs.Put(in)
 	n := 0
 	for ; n < maxErrorReports; n++ {
-		errno := unix.EAGAIN
-		if err := s.rawConn.Control(func(fd uintptr) { errno = in.recv(fd, unix.MSG_ERRQUEUE) }); err != nil || errno != 0 {
+		if s.recv(in, unix.MSG_ERRQUEUE) != 0 {
 			break
 		}
 		var r errorReport

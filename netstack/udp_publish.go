@@ -23,47 +23,43 @@ type udpPublication struct {
 	pub  *Publication
 	sock *natSocket
 	once sync.Once
-	wg   sync.WaitGroup // serve
-	err  error          // of the first Close
 }
 
-// publish makes the UDP half of a publication on pc, which the half owns once
-// start was called; start begins to serve, half.Close ends it and closes pc.
+// publish makes the UDP half of a publication on the socket of pc, of which it
+// has a descriptor of its own: pc stays the caller's until start is called.
+// start begins to serve, half.Close ends it and frees the port.
 func (u *udpNAT) publish(p *Publication, pc net.PacketConn) (half io.Closer, start func(), err error) {
 	c, ok := pc.(*net.UDPConn)
 	if !ok {
 		return nil, nil, fmt.Errorf("a packet socket of type %T: want a *net.UDPConn", pc)
 	}
-	h := &udpPublication{u: u, pub: p}
-	h.sock = &natSocket{link: p.link, table: &p.link.nat.published, pub: p, deliver: h.deliver}
-	if err := h.sock.adopt(c); err != nil {
+	fd, err := duplicateSocket(c)
+	if err != nil {
 		return nil, nil, err
 	}
+	h := &udpPublication{u: u, pub: p}
+	h.sock = &natSocket{link: p.link, table: &p.link.nat.published, pub: p, deliver: h.deliver}
+	h.sock.prepare(fd)
 	if p.host.Addr().IsUnspecified() {
-		if err := h.sock.rawConn.Control(h.tellLocal); err != nil {
-			return nil, nil, err
-		}
+		h.tellLocal(fd)
 	}
-	h.wg.Add(1) // before anybody can close it
-	return h, func() { go h.serve() }, nil
+	if err := h.sock.begin(0); err != nil {
+		h.sock.close()
+		return nil, nil, err
+	}
+	return h, func() { pc.Close(); h.sock.listen() }, nil
 }
 
 // tellLocal makes the kernel say which of the host's addresses a datagram came
 // to.
-func (h *udpPublication) tellLocal(fd uintptr) {
-	setOptions(fd, []option{{unix.SOL_IP, unix.IP_PKTINFO, 1}})
+func (h *udpPublication) tellLocal(fd int) {
+	setOptions(uintptr(fd), []option{{unix.SOL_IP, unix.IP_PKTINFO, 1}})
 	if !h.sock.v4 {
-		setOptions(fd, []option{{unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1}})
+		setOptions(uintptr(fd), []option{{unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1}})
 	}
 }
 
-// serve carries what clients send. publish's start starts it; Close ends it.
-func (h *udpPublication) serve() {
-	defer h.wg.Done()
-	h.sock.readLoop()
-}
-
-// Close ends the publication's flows and waits for serve.
+// Close ends the publication's flows and waits for what its socket has begun.
 func (h *udpPublication) Close() error {
 	h.once.Do(func() {
 		t := h.sock.table
@@ -71,17 +67,18 @@ func (h *udpPublication) Close() error {
 		t.mu.Lock()
 		h.sock.closed = true
 		t.mu.Unlock()
-		h.sock.once.Do(func() { h.err = h.sock.closer.Close() })
-		h.wg.Wait()
+		h.sock.close()
+		h.pub.link.worker.settle()
 		late, _ := t.clear(func(p *natPeer) bool { return p.sock == h.sock })
 		for _, p := range append(over, late...) {
 			p.end("unpublished")
 		}
 	})
-	return h.err
+	return nil
 }
 
-// deliver takes what a client sent. It runs on serve.
+// deliver takes what a client sent. It runs on the link's
+// worker.
 func (h *udpPublication) deliver(s *natSocket, in *natInput) {
 	p, _ := s.table.byHost(s, in.from)
 	if p == nil {

@@ -1,23 +1,25 @@
 package netstack
 
 import (
-	"encoding/binary"
-	"io"
-	"net"
+	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/usernet/usernet/tunnel"
+	"github.com/usernet/usernet/internal/eventloop"
 )
 
 // natSocket is one host socket of a NAT: of a container's UDP port, of a UDP
-// publication, or of an ICMP echo identifier. It is used by raw system calls on
-// the runtime's poller, because package net neither gathers several buffers nor
-// sends control messages without allocating.
+// publication, or of an ICMP echo identifier. It is used by raw system calls,
+// because package net neither gathers several buffers nor sends control messages
+// without allocating.
+//
+// What comes to it is read on the link's worker. The link's reader sends, which
+// runs there too, or is a goroutine where the device cannot be watched.
 type natSocket struct {
 	link  *Link
 	table *natTable
@@ -31,12 +33,17 @@ type natSocket struct {
 	// deliver takes what came in; given by the NAT that made the socket.
 	deliver func(s *natSocket, in *natInput)
 
-	closer  io.Closer
-	rawConn syscall.RawConn
-	df      bool      // path MTU discovery is strict; the link's reader's own
-	in      *natInput // what receive has read; readLoop's own
-	errno   syscall.Errno
-	once    sync.Once
+	// Who calls the kernel with fd holds use for reading, who closes it for
+	// writing: its number may be another's a moment later.
+	use   sync.RWMutex
+	fd    int // -1: closed
+	watch eventloop.Watch
+
+	df bool // path MTU discovery is strict; the link's reader's own
+
+	// The worker's own.
+	pulse  pulse
+	faults int // reads that have failed one after another
 
 	// Guarded by natTable.mu.
 	peers  map[netip.AddrPort]*natPeer
@@ -44,189 +51,97 @@ type natSocket struct {
 	closed bool
 }
 
-// closeIfUnused closes the socket once nothing uses it; its reader then ends.
+// prepare makes a natSocket of a UDP socket, which it owns.
+func (s *natSocket) prepare(fd int) {
+	s.fd = fd
+	s.peers, s.addrs = map[netip.AddrPort]*natPeer{}, map[netip.Addr]int{}
+	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil {
+		s.v4 = domain == unix.AF_INET
+	}
+	setOptions(uintptr(fd), udpOptions(s.v4))
+	s.setDF(fd, true)
+}
+
+// begin has the worker told of what comes, by the events of epoll(7).
+func (s *natSocket) begin(events uint32) (err error) {
+	s.use.Lock()
+	defer s.use.Unlock()
+	if s.fd < 0 {
+		return ErrClosed
+	}
+	if s.watch, err = s.link.worker.loop.Add(s.fd, events, s); err != nil {
+		return fmt.Errorf("watch a host socket: %w", err)
+	}
+	return nil
+}
+
+// listen has the worker told of what comes. begin has been called.
+func (s *natSocket) listen() {
+	s.use.RLock()
+	defer s.use.RUnlock()
+	_ = s.watch.Modify(unix.EPOLLIN) // fails only for what is not watched
+}
+
+// ignore has the worker told of nothing any more.
+func (s *natSocket) ignore() {
+	s.use.Lock()
+	defer s.use.Unlock()
+	s.ignoreLocked()
+}
+
+func (s *natSocket) ignoreLocked() {
+	s.watch.Remove()
+	s.watch = eventloop.Watch{}
+}
+
+// close closes the socket. What the worker has begun with it may go on, see
+// worker.settle.
+func (s *natSocket) close() {
+	s.use.Lock()
+	defer s.use.Unlock()
+	if s.fd >= 0 {
+		s.ignoreLocked()
+		unix.Close(s.fd)
+		s.fd = -1
+	}
+}
+
+// closeIfUnused closes the socket once nothing uses it.
 func (s *natSocket) closeIfUnused() {
 	s.table.mu.RLock()
 	closed := s.closed
 	s.table.mu.RUnlock()
 	if closed {
-		s.once.Do(func() { s.closer.Close() })
+		s.close()
 	}
 }
 
-// sockName is a socket address as the kernel wants it. AF_INET addresses use
-// the first 16 bytes.
-type sockName struct {
-	raw    unix.RawSockaddrInet6
-	length uint32
-}
-
-// set writes a in the form of the socket's family.
-func (n *sockName) set(a netip.AddrPort, v4 bool) {
-	if v4 {
-		in4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&n.raw))
-		in4.Family = unix.AF_INET
-		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&in4.Port))[:], a.Port())
-		in4.Addr = a.Addr().As4()
-		n.length = unix.SizeofSockaddrInet4
-		return
+// send calls sendmsg(2). Only the link's reader does.
+func (s *natSocket) send(msg *unix.Msghdr, df bool) syscall.Errno {
+	s.use.RLock()
+	defer s.use.RUnlock()
+	if s.fd < 0 {
+		return unix.EBADF
 	}
-	n.raw.Family = unix.AF_INET6
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&n.raw.Port))[:], a.Port())
-	n.raw.Addr = a.Addr().As16()
-	n.length = unix.SizeofSockaddrInet6
-}
-
-// connect connects a socket with the address.
-func (n *sockName) connect(fd int) syscall.Errno {
-	_, _, errno := syscall.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&n.raw)), uintptr(n.length))
-	return errno
-}
-
-// get reads the address; IPv4 in IPv6 becomes IPv4. Scopes are left out: what
-// has one is refused as a destination and meaningless to a container.
-func (n *sockName) get() netip.AddrPort {
-	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&n.raw.Port))[:]) // same place in both
-	switch n.raw.Family {
-	case unix.AF_INET:
-		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&n.raw)).Addr), port)
-	case unix.AF_INET6:
-		return netip.AddrPortFrom(netip.AddrFrom16(n.raw.Addr).Unmap(), port)
-	}
-	return netip.AddrPort{}
-}
-
-// controlSpace holds the control messages of one datagram, aligned.
-type controlSpace [16]uint64
-
-// put appends one message of up to 4 bytes and returns the length so far.
-func (c *controlSpace) put(at int, level, kind int32, value uint32, size int) int {
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&c[at/8]))
-	h.Level, h.Type = level, kind
-	h.SetLen(unix.CmsgLen(size))
-	*(*uint32)(unsafe.Pointer(&c[at/8+unix.SizeofCmsghdr/8])) = value // little-endian, as this is
-	return at + unix.CmsgSpace(size)
-}
-
-// putLocal appends the message that chooses the source address.
-func (c *controlSpace) putLocal(at int, local netip.Addr, v4 bool) int {
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&c[at/8]))
-	data := unsafe.Pointer(&c[at/8+unix.SizeofCmsghdr/8])
-	if v4 || local.Is4() {
-		*(*unix.Inet4Pktinfo)(data) = unix.Inet4Pktinfo{Spec_dst: local.As4()}
-		h.Level, h.Type = unix.SOL_IP, unix.IP_PKTINFO
-		h.SetLen(unix.CmsgLen(unix.SizeofInet4Pktinfo))
-		return at + unix.CmsgSpace(unix.SizeofInet4Pktinfo)
-	}
-	*(*unix.Inet6Pktinfo)(data) = unix.Inet6Pktinfo{Addr: local.As16()}
-	h.Level, h.Type = unix.SOL_IPV6, unix.IPV6_PKTINFO
-	h.SetLen(unix.CmsgLen(unix.SizeofInet6Pktinfo))
-	return at + unix.CmsgSpace(unix.SizeofInet6Pktinfo)
-}
-
-// natSender is the state of one sendmsg, kept so that none is allocated. It
-// belongs to a link's reader, the only one that sends on the link's sockets.
-type natSender struct {
-	bound   func(fd uintptr)
-	sock    *natSocket
-	df      bool
-	msg     unix.Msghdr
-	iov     [numViews + 1]unix.Iovec
-	control controlSpace
-	head    [8]byte // ICMP header in place of the container's
-	errno   syscall.Errno
-}
-
-// load points the message at n bytes of the packet from at on.
-func (d *natSender) load(f *frame, at, n int) {
-	count := 0
-	for _, b := range f.bufs {
-		if at >= len(b) {
-			at -= len(b)
-			continue
-		}
-		b = b[at:min(len(b), at+n)]
-		at = 0
-		d.iov[count].Base = &b[0]
-		d.iov[count].SetLen(len(b))
-		count++
-		if n -= len(b); n == 0 {
-			break
-		}
-	}
-	d.msg.Iov = &d.iov[0]
-	d.msg.SetIovlen(count)
-}
-
-// controls writes what differs from the kernel's defaults: segment size, hop
-// limit, traffic class, source address.
-func (d *natSender) controls(p *natPeer, f *frame, segment int) {
-	at := 0
-	if segment > 0 {
-		at = d.control.put(at, unix.SOL_UDP, unix.UDP_SEGMENT, uint32(segment), 2)
-	}
-	v4 := p.host.Addr().Is4()
-	// One less, as any router leaves it. 64 is what most packets have and what
-	// the host's kernel gives by itself; to have it copied too would cost
-	// every packet a control message.
-	if hop := f.pkt.HopLimit; hop != defaultHopLimit && hop > 1 {
-		if v4 {
-			at = d.control.put(at, unix.SOL_IP, unix.IP_TTL, uint32(hop)-1, 4)
-		} else {
-			at = d.control.put(at, unix.SOL_IPV6, unix.IPV6_HOPLIMIT, uint32(hop)-1, 4)
-		}
-	}
-	if tos := f.pkt.TOS; tos != 0 {
-		if v4 {
-			at = d.control.put(at, unix.SOL_IP, unix.IP_TOS, uint32(tos), 4)
-		} else {
-			at = d.control.put(at, unix.SOL_IPV6, unix.IPV6_TCLASS, uint32(tos), 4)
-		}
-	}
-	if p.local.IsValid() {
-		at = d.control.putLocal(at, p.local, v4)
-	}
-	d.msg.Control = nil
-	if at > 0 {
-		d.msg.Control = (*byte)(unsafe.Pointer(&d.control[0]))
-	}
-	d.msg.SetControllen(at)
-}
-
-// send gives n bytes of the packet from at on to the socket, as one datagram or
-// as datagrams of segment bytes. It never waits: a full socket loses the
-// datagram.
-func (d *natSender) send(p *natPeer, f *frame, at, n, segment int) syscall.Errno {
-	d.load(f, at, n)
-	d.controls(p, f, segment)
-	return d.submit(p, f)
-}
-
-func (d *natSender) submit(p *natPeer, f *frame) syscall.Errno {
-	if d.bound == nil {
-		d.bound = d.call
-	}
-	d.sock, d.df = p.sock, f.pkt.DontFragment
-	d.msg.Name = (*byte)(unsafe.Pointer(&p.name.raw))
-	d.msg.Namelen = p.name.length
-	if err := p.sock.rawConn.Control(d.bound); err != nil {
-		d.errno = unix.EBADF // closed meanwhile
-	}
-	clear(d.iov[:])
-	d.msg.Name, d.sock = nil, nil
-	return d.errno
-}
-
-func (d *natSender) call(fd uintptr) {
-	if d.sock.df != d.df {
-		d.sock.setDF(int(fd), d.df)
+	if s.df != df {
+		s.setDF(s.fd, df)
 	}
 	for {
-		_, _, d.errno = syscall.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&d.msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if d.errno != unix.EINTR {
-			return
+		_, _, errno := syscall.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if errno != unix.EINTR {
+			return errno
 		}
 	}
+}
+
+// recv reads once, without waiting.
+func (s *natSocket) recv(in *natInput, flags int) syscall.Errno {
+	s.use.RLock()
+	defer s.use.RUnlock()
+	if s.fd < 0 {
+		return unix.EBADF
+	}
+	return in.recv(uintptr(s.fd), flags)
 }
 
 // setDF makes the kernel refuse what is larger than the path's MTU (the
@@ -244,139 +159,70 @@ func (s *natSocket) setDF(fd int, df bool) {
 	s.df = df
 }
 
-// natInput is one received datagram, or a batch of equal ones, with room for the
-// headers that it goes on with. Pooled: idle sockets hold none.
-type natInput struct {
-	buf     [65536]byte
-	name    sockName
-	msg     unix.Msghdr
-	iov     unix.Iovec
-	control [64]uint64 // the error queue's messages are the largest
-
-	data    []byte
-	from    netip.AddrPort
-	segment int // size of each datagram but the last; 0: only one
-	hops    uint8
-	tos     uint8
-	local   netip.Addr // address that it came to, where the socket tells
-
-	head [tunnel.HeaderLen + 40 + 8]byte
-	bufs [2][]byte
-}
-
-var natInputs = sync.Pool{New: func() any { return new(natInput) }}
-
-// recv reads once, without waiting.
-func (in *natInput) recv(fd uintptr, flags int) syscall.Errno {
-	in.iov.Base = &in.buf[0]
-	in.iov.SetLen(len(in.buf))
-	in.msg = unix.Msghdr{
-		Name: (*byte)(unsafe.Pointer(&in.name.raw)), Namelen: unix.SizeofSockaddrInet6,
-		Iov: &in.iov, Control: (*byte)(unsafe.Pointer(&in.control[0])),
+// Ready carries what has come to the socket. It implements eventloop.Handler. A
+// buffer is held only for as long as there is something to read.
+func (s *natSocket) Ready(events uint32) {
+	if events&unix.EPOLLERR != 0 {
+		s.drainErrors()
 	}
-	in.msg.SetIovlen(1)
-	in.msg.SetControllen(len(in.control) * 8)
-	for {
-		n, _, errno := syscall.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&in.msg)), uintptr(flags|unix.MSG_DONTWAIT))
-		if errno == unix.EINTR {
+	var held *natInput // what may go on together with the next
+	for i := range s.pulse.reads(s.link.worker) {
+		in := natInputs.Get().(*natInput)
+		if errno := s.recv(in, 0); errno != 0 {
+			natInputs.Put(in)
+			s.pulse.found(i)
+			if errno != unix.EAGAIN {
+				s.readFailed(errno)
+			}
+			break
+		}
+		s.faults = 0
+		in.complete()
+		if !s.ping && held.join(in) {
+			natInputs.Put(in)
 			continue
 		}
-		if errno == 0 {
-			in.data = in.buf[:n]
-			in.from = in.name.get()
-		}
-		return errno
+		s.pass(held)
+		held = in
 	}
+	s.pass(held)
 }
 
-// controls calls f for each control message.
-func (in *natInput) controls(f func(level, kind int32, data []byte)) {
-	b := unsafe.Slice((*byte)(unsafe.Pointer(&in.control[0])), int(in.msg.Controllen))
-	for len(b) >= unix.SizeofCmsghdr {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-		length := int(h.Len)
-		if length < unix.SizeofCmsghdr || length > len(b) {
-			return
-		}
-		f(h.Level, h.Type, b[unix.SizeofCmsghdr:length])
-		b = b[min(len(b), unix.CmsgSpace(length-unix.SizeofCmsghdr)):]
-	}
-}
-
-// meta takes what the kernel tells beside the data.
-func (in *natInput) meta(level, kind int32, data []byte) {
-	switch {
-	case level == unix.SOL_UDP && kind == unix.UDP_GRO && len(data) >= 2:
-		in.segment = int(binary.NativeEndian.Uint16(data))
-	case level == unix.SOL_IP && kind == unix.IP_TTL && len(data) >= 4,
-		level == unix.SOL_IPV6 && kind == unix.IPV6_HOPLIMIT && len(data) >= 4:
-		in.hops = uint8(binary.NativeEndian.Uint32(data))
-	case level == unix.SOL_IP && kind == unix.IP_TOS && len(data) >= 1:
-		in.tos = data[0]
-	case level == unix.SOL_IPV6 && kind == unix.IPV6_TCLASS && len(data) >= 4:
-		in.tos = uint8(binary.NativeEndian.Uint32(data))
-	case level == unix.SOL_IP && kind == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-		in.local = netip.AddrFrom4([4]byte(data[4:8])) // ipi_spec_dst
-	case level == unix.SOL_IPV6 && kind == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-		in.local = netip.AddrFrom16([16]byte(data[:16])).Unmap()
-	}
-}
-
-// receive is what readLoop runs on the poller: it takes a buffer only for as
-// long as there is something to read.
-func (s *natSocket) receive(fd uintptr) bool {
-	in := natInputs.Get().(*natInput)
-	if s.errno = in.recv(fd, 0); s.errno == unix.EAGAIN {
+// pass gives what was read to the NAT, if it is anything.
+func (s *natSocket) pass(in *natInput) {
+	if in != nil {
+		s.deliver(s, in)
 		natInputs.Put(in)
-		return false
 	}
-	s.in = in
-	return true
 }
 
 // maxReadFaults is how many reads may fail one after another, without a report
-// of the network to explain it, before a socket is given up.
+// of the network to explain it, before a socket is heard no more.
 const maxReadFaults = 16
 
-// serve is the goroutine of a socket that belongs to a container's port. Who
-// makes the socket starts it, it ends when the socket is closed, and linkGone
-// waits for it.
-func (s *natSocket) serve() {
-	defer s.table.readers.Done()
-	s.readLoop()
-}
-
-// readLoop carries what comes to the socket until it is closed.
-func (s *natSocket) readLoop() {
-	receive, faults := s.receive, 0
-	for faults < maxReadFaults {
-		if err := s.rawConn.Read(receive); err != nil {
-			return
-		}
-		in := s.in
-		s.in = nil
-		if s.errno == 0 {
-			faults = 0
-			in.segment, in.hops, in.tos, in.local = 0, defaultHopLimit, 0, netip.Addr{}
-			in.controls(in.meta)
-			s.deliver(s, in)
-		}
-		natInputs.Put(in)
-		if s.errno != 0 && s.drainErrors() == 0 {
-			faults++
-		}
+func (s *natSocket) readFailed(errno syscall.Errno) {
+	if errno == unix.EBADF || s.drainErrors() > 0 {
+		return // closed, or explained
 	}
-	s.link.s.log.Warn("host socket given up", "link", s.link.name, "container", s.key.container, "err", s.errno)
+	if s.faults++; s.faults == maxReadFaults {
+		s.link.s.log.Warn("host socket given up", "link", s.link.name, "container", s.key.container, "err", errno)
+		s.ignore()
+	}
 }
 
 // option is one setsockopt.
 type option struct{ level, name, value int }
+
+// socketRoom is what a socket may hold while the worker is busy, in bytes: as much
+// as net.core.rmem_max lets an ordinary process have, which is twice the default.
+const socketRoom = 1 << 20
 
 // udpOptions are those of every UDP socket of the NAT, by family. Errors are
 // left aside: where a kernel lacks one, what it gives is lost and nothing else.
 func udpOptions(v4 bool) []option {
 	all := []option{
 		{unix.SOL_UDP, unix.UDP_GRO, 1},
+		{unix.SOL_SOCKET, unix.SO_RCVBUF, socketRoom},
 		{unix.SOL_IP, unix.IP_RECVERR, 1},
 		{unix.SOL_IP, unix.IP_RECVTTL, 1},
 		{unix.SOL_IP, unix.IP_RECVTOS, 1},
@@ -396,45 +242,44 @@ func setOptions(fd uintptr, options []option) {
 	}
 }
 
-// newUDPSocket opens the host socket of a container's port.
+// newSocket opens the host socket of a container's port.
 func (u *udpNAT) newSocket(l *Link, k socketKey) (*natSocket, error) {
-	network, address := "udp4", "0.0.0.0:0"
-	if !k.host4 {
-		network, address = "udp6", "[::]:0"
-	}
-	lc := net.ListenConfig{Control: u.s.cfg.Host.Control}
-	pc, err := lc.ListenPacket(u.ctx, network, address)
+	fd, err := openUDP(k.host4, u.s.cfg.Host.Control)
 	if err != nil {
 		return nil, err
 	}
-	s := &natSocket{link: l, table: &l.nat.udp, key: k, v4: k.host4, deliver: u.deliver}
-	if err := s.adopt(pc.(*net.UDPConn)); err != nil {
-		pc.Close()
+	s := &natSocket{link: l, table: &l.nat.udp, key: k, deliver: u.deliver}
+	s.prepare(fd)
+	if err := l.nat.udp.addSocket(k, s); err != nil {
 		return nil, err
 	}
-	if !l.nat.udp.addSocket(k, s) {
-		pc.Close()
-		return nil, ErrClosed
-	}
-	go s.serve()
 	return s, nil
 }
 
-// adopt takes a UDP socket, which the natSocket owns when it succeeds.
-func (s *natSocket) adopt(c *net.UDPConn) (err error) {
-	if s.rawConn, err = c.SyscallConn(); err != nil {
-		return err
+// openUDP opens a UDP socket on a port that the kernel picks. hook may be nil.
+func openUDP(v4 bool, hook ControlFunc) (fd int, err error) {
+	network, address, domain := "udp4", "0.0.0.0:0", unix.AF_INET
+	var local unix.Sockaddr = new(unix.SockaddrInet4)
+	if !v4 {
+		network, address, domain = "udp6", "[::]:0", unix.AF_INET6
+		local = new(unix.SockaddrInet6)
 	}
-	if err := s.rawConn.Control(func(fd uintptr) {
-		if domain, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil {
-			s.v4 = domain == unix.AF_INET
-		}
-		setOptions(fd, udpOptions(s.v4))
-		s.setDF(int(fd), true)
-	}); err != nil {
-		return err
+	fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
 	}
-	s.closer = c
-	s.peers, s.addrs = map[netip.AddrPort]*natPeer{}, map[netip.Addr]int{}
-	return nil
+	if !v4 {
+		err = os.NewSyscallError("setsockopt IPV6_V6ONLY", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1))
+	}
+	if err == nil && hook != nil {
+		err = hook(network, address, rawDescriptor(fd))
+	}
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, local))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }

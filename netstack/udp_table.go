@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/internal/policy"
 )
@@ -18,6 +20,30 @@ type linkNAT struct {
 	dns       dnsQueries
 	fragments fragments
 	sender    natSender // the link's reader's own
+	last      lastFlow  // likewise
+}
+
+// lastFlow is the flow that was found last, as long as no flow of the link has
+// come or gone since.
+type lastFlow struct {
+	key      natKey
+	peer     *natPeer
+	versions [2]uint64
+}
+
+// find returns the flow of a UDP packet from the container, or nil. A client of a
+// publication is answered by it. It runs on the link's reader.
+func (n *linkNAT) find(k natKey) *natPeer {
+	versions := [2]uint64{n.published.version.Load(), n.udp.version.Load()}
+	if n.last.peer != nil && n.last.key == k && n.last.versions == versions {
+		return n.last.peer
+	}
+	p := n.published.find(k)
+	if p == nil {
+		p = n.udp.find(k)
+	}
+	n.last = lastFlow{k, p, versions}
+	return p
 }
 
 // natKey is a flow as the container sees it. For ICMP echo both ports are the
@@ -51,6 +77,10 @@ type natPeer struct {
 	// and is judged once.
 	rules *policy.Table
 	hosts *policy.HostAddrs
+
+	// single says that datagrams cannot go out several at once. The link's
+	// reader's own.
+	single bool
 
 	// Guarded by natTable.mu.
 	slot        int // of the wheel
@@ -91,6 +121,8 @@ const wheelSlots = 256
 // natTable holds the flows of one link and protocol. Packets take its lock for
 // reading only.
 type natTable struct {
+	version atomic.Uint64 // changes with peers
+
 	mu      sync.RWMutex // guards what follows
 	peers   map[natKey]*natPeer
 	sockets map[socketKey]*natSocket
@@ -99,8 +131,6 @@ type natTable struct {
 	oldest  *natPeer   // unreplied, by age
 	newest  *natPeer
 	gone    bool
-
-	readers sync.WaitGroup // of the sockets; Add only by addSocket
 }
 
 // find returns the flow of a packet from the container.
@@ -135,8 +165,21 @@ func (t *natTable) size() int {
 	return len(t.peers)
 }
 
-// addSocket registers a socket; false when the link is gone.
-func (t *natTable) addSocket(k socketKey, s *natSocket) bool {
+// addSocket registers a socket and begins to read it. It is closed if that
+// fails.
+func (t *natTable) addSocket(k socketKey, s *natSocket) error {
+	err := s.begin(unix.EPOLLIN)
+	if err == nil && !t.holdSocket(k, s) {
+		err = ErrClosed
+	}
+	if err != nil {
+		s.close()
+	}
+	return err
+}
+
+// holdSocket reports false when the link is gone.
+func (t *natTable) holdSocket(k socketKey, s *natSocket) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.gone {
@@ -146,7 +189,6 @@ func (t *natTable) addSocket(k socketKey, s *natSocket) bool {
 		t.sockets = map[socketKey]*natSocket{}
 	}
 	t.sockets[k] = s
-	t.readers.Add(1)
 	return true
 }
 
@@ -168,6 +210,7 @@ func (t *natTable) add(p *natPeer, limit int, now int64) (evicted *natPeer, ok b
 		t.peers = map[natKey]*natPeer{}
 	}
 	t.peers[p.key] = p
+	t.version.Add(1)
 	p.sock.peers[p.host] = p
 	p.sock.addrs[p.host.Addr()]++
 	p.active.Store(now)
@@ -255,6 +298,7 @@ func (t *natTable) removeLocked(p *natPeer) {
 	t.answeredLocked(p)
 	t.wheelRemoveLocked(p)
 	delete(t.peers, p.key)
+	t.version.Add(1)
 	s := p.sock
 	delete(s.peers, p.host)
 	if s.addrs[p.host.Addr()]--; s.addrs[p.host.Addr()] == 0 {

@@ -203,7 +203,7 @@ func TestNATTableAfterTheLinkIsGone(t *testing.T) {
 	if len(over) != 1 || table.size() != 0 {
 		t.Fatalf("%d flows taken out, %d left", len(over), table.size())
 	}
-	if _, ok := table.add(tablePeer(tableSocket(&table), 1, 1), 10, wheelSlots); ok || table.addSocket(socketKey{}, sock) {
+	if _, ok := table.add(tablePeer(tableSocket(&table), 1, 1), 10, wheelSlots); ok || table.holdSocket(socketKey{}, sock) {
 		t.Error("a link that is gone takes flows or sockets")
 	}
 }

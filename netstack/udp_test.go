@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/tunnel"
 )
@@ -247,13 +249,16 @@ func TestUDPUnsolicitedIsDropped(t *testing.T) {
 	a.send(udpPacket(src, dst, 64, []byte("x")))
 	a.receive()
 	sock := a.link.nat.udp.socket(socketKey{src, true})
-	local := sock.closer.(*net.UDPConn).LocalAddr().(*net.UDPAddr).AddrPort()
+	local, err := unix.Getsockname(sock.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
 	stranger, err := net.ListenPacket("udp4", "127.0.0.2:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stranger.Close()
-	if _, err := stranger.WriteTo([]byte("let me in"), net.UDPAddrFromAddrPort(ap(target.Addr(), local.Port()))); err != nil {
+	if _, err := stranger.WriteTo([]byte("let me in"), net.UDPAddrFromAddrPort(ap(target.Addr(), uint16(local.(*unix.SockaddrInet4).Port)))); err != nil {
 		t.Fatal(err)
 	}
 	a.wantDrops(map[string]uint64{"unsolicited": 1})

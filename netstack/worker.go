@@ -16,8 +16,11 @@ import (
 // their host sockets are all on one worker, so that a packet crosses the switch
 // without another thread or goroutine being woken, but for gVisor's own.
 type worker struct {
-	loop  *eventloop.Loop
-	frame frame // the loop's own
+	loop *eventloop.Loop
+
+	// The loop's own.
+	frame     frame
+	gathering gathering
 }
 
 // workers are those of a switch.
@@ -52,6 +55,37 @@ func (ws *workers) close() {
 	}
 }
 
+// settle returns when nothing of what was watched and is no more still runs on
+// the worker. It must not be called there.
+func (w *worker) settle() { _ = w.loop.Do(func() {}) } // fails only when the loop has ended
+
+// pulse tells how much to read of a descriptor when there is something. One
+// piece, if it was quiet: the loop itself sees whether there is another, and has
+// to look at the other descriptors in any case. All, if there was one in each
+// round lately. It belongs to the worker.
+type pulse struct {
+	hot   bool   // more comes than one piece a round
+	round uint64 // of the last piece
+}
+
+// maxReads is how much may be read of one descriptor in one round, so that others
+// have their turn.
+const maxReads = 64
+
+// reads returns how many pieces to read now.
+func (p *pulse) reads(w *worker) int {
+	now := w.loop.Round()
+	p.hot = p.hot || now == p.round+1
+	p.round = now
+	if p.hot {
+		return maxReads
+	}
+	return 1
+}
+
+// found notes that there were n pieces, and no more.
+func (p *pulse) found(n int) { p.hot = n > 1 }
+
 // reader reads a link's device on the link's worker.
 type reader struct {
 	l     *Link
@@ -61,13 +95,8 @@ type reader struct {
 	// The worker's own.
 	ended  bool
 	paused bool
-	hot    bool   // frames come faster than rounds of the loop
-	round  uint64 // of the last frame
+	pulse  pulse
 }
-
-// maxReads is how many frames a link may have read in one round, so that others
-// have their turn.
-const maxReads = 64
 
 // prepareReader has the link's device watched by the link's worker, if it can be.
 // No frame is read before startReader.
@@ -104,21 +133,22 @@ func (l *Link) stopReader() {
 	}
 }
 
-// Ready reads frames. One, if the link was quiet: the loop itself sees whether
-// there is another, and has to look at the other descriptors in any case. All,
-// if the link has had a frame in each round lately.
+// Ready reads frames and takes them where they belong.
 func (r *reader) Ready(uint32) {
+	r.read()
+	r.l.s.udp.flush(&r.l.worker.gathering)
+}
+
+// hot reports whether more frames are likely to follow in this turn. A nil reader
+// cannot know.
+func (r *reader) hot() bool { return r != nil && r.pulse.hot }
+
+func (r *reader) read() {
 	l, f := r.l, &r.l.worker.frame
-	reads := 1
-	now := l.worker.loop.Round()
-	if r.hot = r.hot || now == r.round+1; r.hot {
-		reads = maxReads
-	}
-	r.round = now
-	for i := range reads {
+	for i := range r.pulse.reads(l.worker) {
 		n, err := r.dev.TryReadFrame(f.prepare())
 		if errors.Is(err, tunnel.ErrEmpty) {
-			r.hot = i > 1
+			r.pulse.found(i)
 			return
 		}
 		if err != nil {
