@@ -77,11 +77,21 @@ func (n *nic) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 func (n *nic) write(g *gather, pkt *stack.PacketBuffer) {
 	g.collect(pkt)
 	if l := n.linkByAddr(destination(g.bufs[1])); l != nil {
-		l.send(g.bufs)
+		l.sendSegment(pkt, g.bufs)
 	} else {
 		n.unroutable.Add(1)
 	}
 	clear(g.bufs)
+}
+
+// sendSegment sends a segment of the stack, now or, if it is a bare
+// acknowledgement, soon.
+func (l *Link) sendSegment(pkt *stack.PacketBuffer, bufs [][]byte) {
+	if isBareACK(pkt) && l.worker.hold(l, bufs) {
+		return
+	}
+	l.worker.sendHeld()
+	l.send(bufs)
 }
 
 // collect points bufs at the virtio header and the packet's pieces.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ type worker struct {
 	// The loop's own.
 	frame     frame
 	gathering gathering
+
+	mu   sync.Mutex // guards what follows
+	held *heldACKs  // nil: none
 }
 
 // workers are those of a switch.
