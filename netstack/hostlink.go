@@ -62,22 +62,30 @@ func (s *Switch) AttachHost(dev tunnel.Device, cfg HostLinkConfig) (*Link, error
 		gone:       make(chan struct{}),
 	}
 	l.limits.PeerFlows = hostPeerFlows
+	if err := s.place(l); err != nil {
+		return nil, &OpError{Op: "attach host", Object: name, Err: err}
+	}
+	if err := s.enterHost(l); err != nil {
+		l.stopReader()
+		return nil, &OpError{Op: "attach host", Object: name, Err: err}
+	}
+	s.log.Debug("host link attached", "link", name)
+	return l, nil
+}
+
+// enterHost is enter for a host link.
+func (s *Switch) enterHost(l *Link) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return nil, &OpError{Op: "attach host", Object: name, Err: ErrClosed}
-	case s.hosts[name] != nil:
-		return nil, &OpError{Op: "attach host", Object: name, Err: fmt.Errorf("%w by another host link", ErrNameInUse)}
+		return ErrClosed
+	case s.hosts[l.name] != nil:
+		return fmt.Errorf("%w by another host link", ErrNameInUse)
 	}
-	l.worker = s.workers.pick()
-	if err := l.prepareReader(); err != nil {
-		return nil, &OpError{Op: "attach host", Object: name, Err: err}
-	}
-	s.hosts[name] = l
+	s.hosts[l.name] = l
 	l.startReader()
-	s.log.Debug("host link attached", "link", name)
-	return l, nil
+	return nil
 }
 
 // HostLinks returns the host's own links, by name.

@@ -146,23 +146,32 @@ func TestNetnsUnknownNeighborIsUnreachable(t *testing.T) {
 	a.link.Stats()
 }
 
+// TestNetnsContainerDeathDetachesItsLink: also while the link waits for its rate.
 func TestNetnsContainerDeathDetachesItsLink(t *testing.T) {
 	nstest.Require(t)
-	h := newHarness(t, nil)
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dev := nstest.TUN(t, ns, netns.Interface{Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.88.0.2/24")}})
-	link, err := h.s.Attach(dev, LinkConfig{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("10.88.0.2")}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Close() // the last reference: the kernel takes namespace and device down
-	select {
-	case <-link.Done():
-		isErr(t, link.Err(), tunnel.ErrGone)
-	case <-time.After(2 * time.Second):
-		t.Error("link lives on two seconds after its container")
+	for name, limit := range map[string]Bandwidth{
+		"unlimited": {},
+		"paused":    {FromContainer: Rate{BitsPerSecond: 8, BurstBits: 8}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t, nil)
+			ns, err := netns.New()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dev := nstest.TUN(t, ns, netns.Interface{Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.88.0.2/24")}})
+			link, err := h.s.Attach(dev, LinkConfig{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("10.88.0.2")}, Bandwidth: limit})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = nstest.TryExec(t, ns, "ping", "-n", "-c", "1", "-W", "1", "10.88.0.9")
+			ns.Close() // the last reference: the kernel takes namespace and device down
+			select {
+			case <-link.Done():
+				isErr(t, link.Err(), tunnel.ErrGone)
+			case <-time.After(2 * time.Second):
+				t.Error("link lives on two seconds after its container")
+			}
+		})
 	}
 }

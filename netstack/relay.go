@@ -66,7 +66,7 @@ const maxBursts = 4
 // endpoint follows, for the stack makes it around the relay's queue. cut may come
 // from then on.
 func newRelay(t *tcpNAT, l *Link, key tuple, fl *flow, host int) *relay {
-	r := &relay{t: t, link: l, key: key, flow: fl, host: host, hostReadable: true, hostWritable: true}
+	r := &relay{t: t, link: l, key: key, flow: fl, host: host, hostWritable: true}
 	r.readable.Store(true)
 	r.writable.Store(true)
 	return r

@@ -80,12 +80,7 @@ func New(cfg Config) (*Switch, error) {
 	if err := s.cfg.Fabric.join(s); err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
-	if s.workers, err = startWorkers(); err != nil {
-		s.cfg.Fabric.leave(s)
-		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
-	}
 	if err := s.startNAT(); err != nil {
-		s.workers.close()
 		s.cfg.Fabric.leave(s)
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
@@ -119,17 +114,26 @@ func (s *Switch) startNAT() (err error) {
 // it succeeds; when it fails, the caller still does.
 func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	l, err := s.newLink(dev, cfg)
+	if err == nil {
+		err = s.place(l)
+	}
 	if err != nil {
 		return nil, &OpError{Op: "attach", Object: cfg.Name, Err: err}
 	}
+	if err := s.enter(l, cfg.Bandwidth); err != nil {
+		l.stopReader()
+		return nil, &OpError{Op: "attach", Object: cfg.Name, Err: err}
+	}
+	s.log.Debug("link attached", "link", l.name, "addrs", l.addrs)
+	return l, nil
+}
+
+// enter puts a link that has its place into the tables, and has it read.
+func (s *Switch) enter(l *Link, b Bandwidth) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.checkFreeLocked(l); err != nil {
-		return nil, &OpError{Op: "attach", Object: cfg.Name, Err: err}
-	}
-	l.worker = s.workers.pick()
-	if err := l.prepareReader(); err != nil {
-		return nil, &OpError{Op: "attach", Object: cfg.Name, Err: err}
+		return err
 	}
 	s.links[l.name] = l
 	fib := s.fib.Load()
@@ -138,10 +142,9 @@ func (s *Switch) Attach(dev tunnel.Device, cfg LinkConfig) (*Link, error) {
 	}
 	s.fib.Store(fib)
 	s.rebuildNamesLocked()
-	l.setBandwidthLocked(cfg.Bandwidth)
+	l.setBandwidthLocked(b)
 	l.startReader()
-	s.log.Debug("link attached", "link", l.name, "addrs", l.addrs)
-	return l, nil
+	return nil
 }
 
 // newLink checks cfg and makes the link, without telling anyone of it.

@@ -27,29 +27,24 @@ type worker struct {
 	held *heldACKs  // nil: none
 }
 
-// workers are those of a switch.
+// workers are those of a switch: one for each link, until there are as many as
+// Go uses processors. Switch.mu guards them.
 type workers struct {
 	all  []*worker
-	next int // Switch.mu guards it
-}
-
-// startWorkers starts one for each processor that Go uses.
-func startWorkers() (ws workers, err error) {
-	for range runtime.GOMAXPROCS(0) {
-		loop, err := eventloop.New()
-		if err != nil {
-			ws.close()
-			return workers{}, fmt.Errorf("start a worker: %w", err)
-		}
-		ws.all = append(ws.all, &worker{loop: loop})
-	}
-	return ws, nil
+	next int
 }
 
 // pick returns the worker of the next link.
-func (ws *workers) pick() *worker {
+func (ws *workers) pick() (*worker, error) {
+	if len(ws.all) < runtime.GOMAXPROCS(0) {
+		loop, err := eventloop.New()
+		if err != nil {
+			return nil, fmt.Errorf("start a worker: %w", err)
+		}
+		ws.all = append(ws.all, &worker{loop: loop})
+	}
 	ws.next++
-	return ws.all[ws.next%len(ws.all)]
+	return ws.all[ws.next%len(ws.all)], nil
 }
 
 func (ws *workers) close() {
@@ -97,22 +92,42 @@ type reader struct {
 	watch eventloop.Watch
 
 	// The worker's own.
+	begun  bool // the link is in the tables
 	ended  bool
 	paused bool
+	lost   bool // the device failed before reading began
 	pulse  pulse
 }
 
-// prepareReader has the link's device watched by the link's worker, if it can be.
-// No frame is read before startReader.
-func (l *Link) prepareReader() error {
+// eventsPaused are those that a reader waits for which is not to read: errors
+// alone, but the kernel announces a TUN's end as it announces data, urgent or not
+// (tun_detach_all of drivers/net/tun.c), and looks for errors only when one of
+// the events that it announces is waited for.
+const eventsPaused = unix.EPOLLPRI
+
+// place gives a link its worker, and has that watch the link's device if it can
+// be watched. No frame is read before startReader. Not under Switch.mu: what the
+// worker does meanwhile may take it.
+func (s *Switch) place(l *Link) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	w, err := s.workers.pick()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	l.worker = w
 	dev, ok := l.dev.(tunnel.Watchable)
 	if !ok {
 		return nil
 	}
 	r := &reader{l: l, dev: dev, paused: true}
 	var result error
-	add := func(fd int) { r.watch, result = l.worker.loop.Add(fd, 0, r) }
-	err := l.worker.loop.Do(func() { result = errors.Join(result, dev.Descriptor(add)) })
+	add := func(fd int) { r.watch, result = w.loop.Add(fd, eventsPaused, r) }
+	err = w.loop.Do(func() { result = errors.Join(result, dev.Descriptor(add)) })
 	if err = errors.Join(err, result); err != nil {
 		return fmt.Errorf("watch the container's device: %w", err)
 	}
@@ -139,6 +154,10 @@ func (l *Link) stopReader() {
 
 // Ready reads frames and takes them where they belong.
 func (r *reader) Ready(uint32) {
+	if r.paused { // only errors are told during a pause
+		r.mourn()
+		return
+	}
 	r.read()
 	r.l.s.udp.flush(&r.l.worker.gathering)
 }
@@ -156,8 +175,7 @@ func (r *reader) read() {
 			return
 		}
 		if err != nil {
-			r.end()
-			l.once.Do(func() { go l.detach(fmt.Errorf("read from the container: %w", err)) })
+			r.fail(err)
 			return
 		}
 		if reason := f.decode(n); reason != dropNone {
@@ -178,7 +196,7 @@ func (r *reader) pause(wait time.Duration) bool {
 		return false
 	}
 	r.paused = true
-	_ = r.watch.Modify(0) // it is there
+	_ = r.watch.Modify(eventsPaused) // it is there
 	time.AfterFunc(wait, r.resume)
 	return true
 }
@@ -190,16 +208,39 @@ func (r *reader) resume() { r.l.worker.loop.Post(resumption{r}) }
 type resumption struct{ r *reader }
 
 func (t resumption) Run() {
-	if r := t.r; r.paused && !r.ended {
-		r.paused = false
-		_ = r.watch.Modify(unix.EPOLLIN)
+	r := t.r
+	if !r.paused || r.ended {
+		return
 	}
+	r.paused, r.begun = false, true
+	if r.lost {
+		r.fail(tunnel.ErrGone)
+		return
+	}
+	_ = r.watch.Modify(unix.EPOLLIN)
+}
+
+// mourn handles the death of the device during a pause. Before the link is in the
+// tables there is nothing to end yet.
+func (r *reader) mourn() {
+	if r.begun {
+		r.fail(tunnel.ErrGone)
+		return
+	}
+	r.lost = true
+	r.watch.Remove()
+}
+
+// fail ends the link with its device.
+func (r *reader) fail(err error) {
+	r.end()
+	r.l.once.Do(func() { go r.l.detach(fmt.Errorf("read from the container: %w", err)) })
 }
 
 // end ends the reading. It runs on the worker.
 func (r *reader) end() {
-	if !r.ended {
-		r.ended = true
+	if !r.ended && !r.lost {
 		r.watch.Remove()
 	}
+	r.ended = true
 }
