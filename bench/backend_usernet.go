@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // usernet is this project as containers meet it: the daemon and the plugin.
@@ -111,10 +112,18 @@ func (u *usernet) cni(ctx context.Context, host, verb, container string, publish
 	return cniVerb(ctx, host, cniPlugin(u), verb, container, u.config(publish))
 }
 
-// cniVerb runs one verb of a plugin in the host's namespace.
+// pluginTime bounds a plugin that hangs.
+const pluginTime = 10 * time.Second
+
+// cniVerb runs one verb of a plugin in the host's namespace. A plugin that has
+// begun runs to its end: interrupted, it would leave files and helpers of its own.
 func cniVerb(ctx context.Context, host, plugin, verb, container, config string) error {
-	argv := in(host, plugin)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pluginTime)
+	defer cancel()
+	cmd := bounded(ctx, in(host, plugin))
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container,
 		"CNI_NETNS=/run/netns/"+container, "CNI_IFNAME=eth0", "CNI_PATH="+filepath.Dir(plugin))
 	cmd.Stdin = strings.NewReader(config)
