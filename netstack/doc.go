@@ -77,7 +77,7 @@
 //
 // # Goroutines
 //
-// One worker per link, up to as many as Go uses processors; gVisor's TCP processors, likewise; one
+// One worker per processor that Go uses, up to four; gVisor's TCP processors, likewise; one
 // per TCP flow while it is dialled and its handshake completed; one reader per
 // link whose device cannot be watched, such as a wireguard tun.Device; one acceptor
 // per publication of TCP; a sweeper that runs only while it has something to

@@ -80,7 +80,12 @@ func New(cfg Config) (*Switch, error) {
 	if err := s.cfg.Fabric.join(s); err != nil {
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}
+	if s.workers, err = startWorkers(); err != nil {
+		s.cfg.Fabric.leave(s)
+		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
+	}
 	if err := s.startNAT(); err != nil {
+		s.workers.close()
 		s.cfg.Fabric.leave(s)
 		return nil, &OpError{Op: "new network", Object: cfg.Name, Err: err}
 	}

@@ -27,24 +27,33 @@ type worker struct {
 	held *heldACKs  // nil: none
 }
 
-// workers are those of a switch: one for each link, until there are as many as
-// Go uses processors. Switch.mu guards them.
+// workers are those of a switch.
 type workers struct {
 	all  []*worker
-	next int
+	next int // Switch.mu guards it
 }
 
-// pick returns the worker of the next link.
-func (ws *workers) pick() (*worker, error) {
-	if len(ws.all) < runtime.GOMAXPROCS(0) {
+// maxWorkers bounds the workers of a switch. Each holds two descriptors, idle or
+// not, and a process may have hundreds of networks.
+const maxWorkers = 4
+
+// startWorkers starts one for each processor that Go uses.
+func startWorkers() (ws workers, err error) {
+	for range min(maxWorkers, runtime.GOMAXPROCS(0)) {
 		loop, err := eventloop.New()
 		if err != nil {
-			return nil, fmt.Errorf("start a worker: %w", err)
+			ws.close()
+			return workers{}, fmt.Errorf("start a worker: %w", err)
 		}
 		ws.all = append(ws.all, &worker{loop: loop})
 	}
+	return ws, nil
+}
+
+// pick returns the worker of the next link.
+func (ws *workers) pick() *worker {
 	ws.next++
-	return ws.all[ws.next%len(ws.all)], nil
+	return ws.all[ws.next%len(ws.all)]
 }
 
 func (ws *workers) close() {
@@ -114,11 +123,8 @@ func (s *Switch) place(l *Link) error {
 		s.mu.Unlock()
 		return ErrClosed
 	}
-	w, err := s.workers.pick()
+	w := s.workers.pick()
 	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	l.worker = w
 	dev, ok := l.dev.(tunnel.Watchable)
 	if !ok {
@@ -127,7 +133,7 @@ func (s *Switch) place(l *Link) error {
 	r := &reader{l: l, dev: dev, paused: true}
 	var result error
 	add := func(fd int) { r.watch, result = w.loop.Add(fd, eventsPaused, r) }
-	err = w.loop.Do(func() { result = errors.Join(result, dev.Descriptor(add)) })
+	err := w.loop.Do(func() { result = errors.Join(result, dev.Descriptor(add)) })
 	if err = errors.Join(err, result); err != nil {
 		return fmt.Errorf("watch the container's device: %w", err)
 	}
