@@ -13,8 +13,10 @@
 //
 // # Devices
 //
-//   - [Open] reads and writes a TUN descriptor on Go's poller, by readv and
-//     writev into and from the caller's buffers. It holds no buffer of its own.
+//   - [Open] reads and writes a TUN descriptor by readv and writev into and from
+//     the caller's buffers. It holds no buffer of its own. Its device is
+//     [Watchable]: who reads many waits for all of them by epoll(7); who calls
+//     ReadFrame waits on Go's poller.
 //   - [OpenTAP] does the same with a TAP descriptor, see below.
 //   - [Wrap] makes a Device of any wireguard tun.Device; superframes are split
 //     and checksums are completed in software on the way to it.

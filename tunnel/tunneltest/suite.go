@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/usernet/usernet/tunnel"
 )
 
@@ -30,6 +32,7 @@ func TestDevice(t *testing.T, open func(t *testing.T) (dev, peer tunnel.Device))
 		"MalformedFrames":          testMalformed,
 		"WriteKeepsNothing":        testWriteKeepsNothing,
 		"ConcurrentWriters":        testConcurrentWriters,
+		"Watchable":                testWatchable,
 		"CloseEndsRead":            testCloseEndsRead,
 		"CloseEndsWriters":         testCloseEndsWriters,
 		"ReadAndWriteAllocateNone": testAllocations,
@@ -271,6 +274,50 @@ func testConcurrentWriters(t *testing.T, dev, peer tunnel.Device) {
 		next[w] = i + 1
 	}
 	wg.Wait()
+}
+
+// testWatchable holds a device that is tunnel.Watchable against that contract; of
+// others there is nothing to ask.
+func testWatchable(t *testing.T, dev, peer tunnel.Device) {
+	w, ok := dev.(tunnel.Watchable)
+	if !ok {
+		return
+	}
+	buf := make([]byte, tunnel.MaxFrame)
+	var err error
+	for err == nil { // the kernel may have sent what it likes
+		_, err = w.TryReadFrame([][]byte{buf})
+	}
+	if !errors.Is(err, tunnel.ErrEmpty) {
+		t.Fatalf("TryReadFrame without a frame = %v, want ErrEmpty", err)
+	}
+	want := FrameSpec{Payload: Payload(100, 1)}.Frame()
+	if err := peer.WriteFrame([][]byte{want}); err != nil {
+		t.Fatal(err)
+	}
+	for got := buf[:0]; !bytes.Equal(got, want[tunnel.HeaderLen:]); {
+		fds := []unix.PollFd{{Fd: -1, Events: unix.POLLIN}}
+		if err := w.Descriptor(func(fd int) { fds[0].Fd = int32(fd) }); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Poll(fds, int(frameTimeout.Milliseconds())); n != 1 {
+			t.Fatalf("the descriptor does not become readable: %d, %v", n, err)
+		}
+		n, err := w.TryReadFrame([][]byte{buf})
+		if err != nil {
+			t.Fatalf("TryReadFrame = %v", err)
+		}
+		got = buf[tunnel.HeaderLen:n]
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.TryReadFrame([][]byte{buf}); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("TryReadFrame after Close = %v, want os.ErrClosed", err)
+	}
+	if err := w.Descriptor(func(int) { t.Error("a descriptor after Close") }); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Descriptor after Close = %v, want os.ErrClosed", err)
+	}
 }
 
 func testCloseEndsRead(t *testing.T, dev, _ tunnel.Device) {
