@@ -43,14 +43,34 @@ func (n *nic) inject(f *frame) bool {
 	if d == nil {
 		return false
 	}
-	proto := header.IPv4ProtocolNumber
-	if f.pkt.Version == 6 {
-		proto = header.IPv6ProtocolNumber
-	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: f.takeBuffer()})
-	d.DeliverNetworkPacket(proto, pkt)
+	d.DeliverNetworkPacket(networkProtocol(f.pkt.Src), pkt)
 	pkt.DecRef()
 	return true
+}
+
+// parsed makes a TCP frame's packet what the stack's IP layer would make of it,
+// for those who pass that layer by: the switch has read, judged and reassembled
+// it. Nil for a packet that the layer has to see: one with options, extension
+// headers or padding, or when the NIC is gone.
+func (n *nic) parsed(f *frame) *stack.PacketBuffer {
+	length := header.IPv4MinimumSize
+	if f.pkt.Version == 6 {
+		length = header.IPv6MinimumSize
+	}
+	if f.raw == nil || f.pkt.L4 != length || f.pkt.Len != f.length-tunnel.HeaderLen || !n.IsAttached() {
+		return nil
+	}
+	segment := f.pkt.Payload - f.pkt.L4
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: f.takeBuffer()})
+	// Both are in the frame's first view, for they were parsed there.
+	_, _ = pkt.NetworkHeader().Consume(length)
+	_, _ = pkt.TransportHeader().Consume(segment)
+	pkt.NetworkProtocolNumber = networkProtocol(f.pkt.Src)
+	pkt.TransportProtocolNumber = header.TCPProtocolNumber
+	pkt.NICID = nicID
+	pkt.RXChecksumValidated = true // see nic
+	return pkt
 }
 
 // gather is the pooled memory of one WritePackets call.

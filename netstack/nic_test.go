@@ -3,8 +3,10 @@ package netstack
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -13,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/tunnel"
 )
 
@@ -133,4 +136,93 @@ func TestTCPIPErrors(t *testing.T) {
 	if got := tcpipError(&tcpip.ErrMulticastInputCannotBeOutput{}); got == nil || got.Error() == "" {
 		t.Errorf("an error without counterpart becomes %v", got)
 	}
+}
+
+// Whether a packet passes the stack's IP layer by or has to go through it, for
+// options or padding, a container learns the same: a segment of no connection
+// is reset.
+func TestSegmentsReachTheStackEitherWay(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		for _, tt := range []struct {
+			name   string
+			change func([]byte) []byte
+			parsed bool
+		}{
+			{"plain", func(p []byte) []byte { return p }, true},
+			{"padded", func(p []byte) []byte { return append(p, 0, 0) }, false},
+			{"options", func(p []byte) []byte { return withIPOptions(p) }, false},
+		} {
+			t.Run(fmt.Sprintf("v4=%v/%s", v4, tt.name), func(t *testing.T) {
+				h := newHarness(t, nil)
+				e := h.attach("web", 2, nil)
+				pkt := tt.change(ackPacket(ap(e.addr(v4), 1234), ap(outsideOf(v4), 80)))
+				f := frameOf(t, pkt)
+				if p := h.s.tcp.nic.parsed(f); (p != nil) != tt.parsed {
+					t.Errorf("passes the IP layer by: %v, want %v", p != nil, tt.parsed)
+				} else if p != nil {
+					p.DecRef()
+				}
+				e.send(pkt)
+				_, got := e.receive()
+				if p := parse(t, got); p.TCPFlags != packet.FlagRST || p.DstPort != 1234 {
+					t.Errorf("answer %+v, want a reset", p)
+				}
+			})
+		}
+	}
+}
+
+// frameOf is a frame as a link's reader has it.
+func frameOf(t *testing.T, pkt []byte) *frame {
+	t.Helper()
+	f := new(frame)
+	t.Cleanup(f.release)
+	raw := append(make([]byte, tunnel.HeaderLen), pkt...)
+	left := raw
+	for _, b := range f.prepare() {
+		left = left[copy(b, left):]
+	}
+	if reason := f.decode(len(raw)); reason != dropNone {
+		t.Fatalf("decode: %v", reason)
+	}
+	return f
+}
+
+func outsideOf(v4 bool) netip.Addr {
+	if v4 {
+		return netip.MustParseAddr("198.51.100.7")
+	}
+	return netip.MustParseAddr("2001:db8::7")
+}
+
+// ackPacket is an acknowledgement without data.
+func ackPacket(src, dst netip.AddrPort) []byte {
+	b := packet.AppendIP(nil, packet.ProtoTCP, src.Addr(), dst.Addr(), 64, 0, header.TCPMinimumSize, 0, true)
+	tcp := header.TCP(make([]byte, header.TCPMinimumSize))
+	tcp.Encode(&header.TCPFields{
+		SrcPort: src.Port(), DstPort: dst.Port(), SeqNum: 1, AckNum: 2,
+		DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck, WindowSize: 1000,
+	})
+	sum := packet.Checksum(tcp, packet.PseudoHeaderSum(packet.ProtoTCP, src.Addr(), dst.Addr(), len(tcp)))
+	tcp.SetChecksum(^sum)
+	return append(b, tcp...)
+}
+
+// withIPOptions puts four bytes of padding options into an IPv4 header, or a
+// destination options header behind an IPv6 one.
+func withIPOptions(p []byte) []byte {
+	if p[0]>>4 == 4 {
+		p = slices.Insert(p, header.IPv4MinimumSize, 1, 1, 1, 1)
+		ip := header.IPv4(p)
+		ip.SetHeaderLength(header.IPv4MinimumSize + 4)
+		ip.SetTotalLength(uint16(len(p)))
+		ip.SetChecksum(0)
+		ip.SetChecksum(^ip.CalculateChecksum())
+		return p
+	}
+	p = slices.Insert(p, header.IPv6MinimumSize, packet.ProtoTCP, 0, 1, 4, 0, 0, 0, 0) // PadN
+	ip := header.IPv6(p)
+	ip.SetNextHeader(60)
+	ip.SetPayloadLength(uint16(len(p) - header.IPv6MinimumSize))
+	return p
 }

@@ -31,6 +31,7 @@ type tcpNAT struct {
 	s         *Switch
 	nic       *nic
 	stack     *stack.Stack
+	protocol  tcpProtocol
 	forwarder *tcp.Forwarder
 	pubs      publications
 
@@ -39,6 +40,14 @@ type tcpNAT struct {
 	dialling int // requests that hold a dial slot
 	flows    map[tuple]cutter
 	links    map[*Link]*linkTCP
+}
+
+// tcpProtocol is the stack's TCP, below its IP layer and table of endpoints.
+type tcpProtocol interface {
+	stack.TransportProtocol
+	// QueuePacket has an endpoint work on a segment later, on a goroutine of
+	// the protocol.
+	QueuePacket(stack.TransportEndpoint, stack.TransportEndpointID, *stack.PacketBuffer)
 }
 
 // linkTCP is what one link holds. tcpNAT.mu guards it.
@@ -68,6 +77,7 @@ func newTCPNAT(s *Switch) (*tcpNAT, error) {
 		// before it sees them.
 		t.forwarder = tcp.NewForwarder(gs, tcpBufferDefault, 2*maxRequests, t.serve)
 		gs.SetTransportProtocolHandler(tcp.ProtocolNumber, t.unknownSegment)
+		t.protocol = gs.TransportProtocolInstance(tcp.ProtocolNumber).(tcpProtocol)
 	})
 	if err != nil {
 		return nil, err
@@ -95,10 +105,24 @@ func (t *tcpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
 	t.inject(l, f)
 }
 
+// inject gives a segment to its endpoint, or to who deals with those that have
+// none.
 func (t *tcpNAT) inject(l *Link, f *frame) {
-	if !t.nic.inject(f) {
-		l.drop(DropStack)
+	key := tupleOfFrame(f)
+	pkt := t.nic.parsed(f)
+	if pkt == nil {
+		if !t.nic.inject(f) {
+			l.drop(DropStack)
+		}
+		return
 	}
+	id := key.id()
+	if ep := t.stack.FindTransportEndpoint(key.network(), tcp.ProtocolNumber, id, nicID); ep != nil {
+		t.protocol.QueuePacket(ep, id, pkt)
+	} else if !t.unknownSegment(id, pkt) {
+		t.protocol.HandleUnknownDestinationPacket(id, pkt)
+	}
+	pkt.DecRef()
 }
 
 func tupleOfFrame(f *frame) tuple {
@@ -124,7 +148,7 @@ func (t *tcpNAT) syn(l *Link, f *frame, v policy.Verdict) {
 		return
 	}
 	r.syn = f.quote(make([]byte, 0, synQuote))
-	t.nic.inject(f)
+	t.inject(l, f)
 	if !r.taken.Load() {
 		// The stack refused the packet before it asked unknownSegment.
 		l.drop(DropStack)
