@@ -211,8 +211,12 @@ func (r *relay) moveToContainer() (again bool) {
 		if r.held == nil && !r.receive() {
 			continue
 		}
+		long := r.held.rest > 0 // as much as a turn's bursts may be together
 		if !r.offer() {
 			return false
+		}
+		if long {
+			return true
 		}
 	}
 	return true
