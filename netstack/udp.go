@@ -83,7 +83,7 @@ func (u *udpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
 		u.s.resolver.fromContainer(l, f)
 	case policy.TargetEgress, policy.TargetHostService:
 		if l.reader.hot() {
-			u.flush(&l.worker.gathering) // a new flow may end another
+			u.flushAll(l.worker) // a new flow may end another
 		}
 		if p := u.open(l, f, v); p != nil {
 			u.transmit(l, p, f)

@@ -8,9 +8,36 @@ import (
 	"github.com/usernet/usernet/tunnel"
 )
 
+// gatherFlows is how many flows a worker gathers datagrams of at a time. With one
+// more, the one that began first goes out.
+const gatherFlows = 8
+
+// gatherings are those of a worker. They are empty between the turns of its links:
+// who reads a link flushes them.
+type gatherings struct {
+	all  [gatherFlows]gathering
+	next int // the place that was taken longest ago, or is free
+}
+
+// of returns what is gathered of a flow, or nil.
+func (gs *gatherings) of(p *natPeer) *gathering {
+	for i := range gs.all {
+		if gs.all[i].peer == p {
+			return &gs.all[i]
+		}
+	}
+	return nil
+}
+
+// place returns the next place, which may be taken.
+func (gs *gatherings) place() *gathering {
+	g := &gs.all[gs.next]
+	gs.next = (gs.next + 1) % gatherFlows
+	return g
+}
+
 // gathering holds datagrams of one flow, read one after another, that go to the
-// host's kernel by one system call. It belongs to a worker, and is empty
-// between the turns of its links: who reads a link flushes it.
+// host's kernel by one system call.
 //
 // It keeps copies: of 1,400 bytes that costs a twentieth of what a call does.
 type gathering struct {
@@ -24,7 +51,7 @@ type gathering struct {
 	bufs  [2][]byte
 }
 
-var gatherings = sync.Pool{New: func() any { return new([maxUDPPayload]byte) }}
+var gatherBuffers = sync.Pool{New: func() any { return new([maxUDPPayload]byte) }}
 
 // gather takes a datagram that may go together with the next ones of its flow,
 // and sends what it cannot go with. It reports false for what is to be sent at
@@ -33,34 +60,40 @@ func (u *udpNAT) gather(l *Link, p *natPeer, f *frame) bool {
 	if !l.reader.hot() {
 		return false
 	}
-	g := &l.worker.gathering
+	gs := &l.worker.gatherings
+	g := gs.of(p)
 	size := f.pkt.Len - f.pkt.Payload
-	if g.takes(p, f, size) {
-		g.add(f, size)
-		return true
+	if g != nil {
+		if g.takes(f, size) {
+			g.add(f, size)
+			return true
+		}
+		u.flush(g)
 	}
-	u.flush(g)
 	if size == 0 || 2*size > maxUDPPayload || f.hdr.Superframe() || p.single {
 		return false
+	}
+	if g == nil {
+		g = gs.place()
+		u.flush(g)
 	}
 	g.begin(l, p, f, size)
 	g.add(f, size)
 	return true
 }
 
-// takes reports whether a datagram goes with those that are there: one flow, one
-// size but for a shorter last one, and nothing that the kernel is told of
-// differs.
-func (g *gathering) takes(p *natPeer, f *frame, size int) bool {
+// takes reports whether a datagram of the flow goes with those that are there: one
+// size but for a shorter last one, and nothing that the kernel is told of differs.
+func (g *gathering) takes(f *frame, size int) bool {
 	have := &g.frame.pkt
-	return g.peer == p && !g.full && size > 0 && size <= int(g.frame.hdr.GSOSize) && !f.hdr.Superframe() &&
+	return !g.full && size > 0 && size <= int(g.frame.hdr.GSOSize) && !f.hdr.Superframe() &&
 		f.pkt.TOS == have.TOS && f.pkt.HopLimit == have.HopLimit && f.pkt.DontFragment == have.DontFragment
 }
 
 // begin makes the datagram the first.
 func (g *gathering) begin(l *Link, p *natPeer, f *frame, size int) {
 	g.link, g.peer, g.full, g.count = l, p, false, 0
-	g.data = gatherings.Get().(*[maxUDPPayload]byte)
+	g.data = gatherBuffers.Get().(*[maxUDPPayload]byte)
 	g.frame.hdr = tunnel.Header{GSOSize: uint16(size)}
 	g.frame.pkt = f.pkt
 	g.frame.pkt.Len = f.pkt.Payload
@@ -72,12 +105,21 @@ func (g *gathering) begin(l *Link, p *natPeer, f *frame, size int) {
 func (g *gathering) add(f *frame, size int) {
 	g.bufs[1] = f.copyRange(g.bufs[1], f.pkt.Payload, size)
 	g.count++
+	g.link.worker.crowd.add(1)
 	g.frame.pkt.Len += size
 	segment := int(g.frame.hdr.GSOSize)
 	g.full = size < segment || g.count == maxSegments || len(g.bufs[1])+segment > maxUDPPayload
 }
 
-// flush sends what is gathered.
+// flushAll sends what a worker has gathered.
+func (u *udpNAT) flushAll(w *worker) {
+	gs := &w.gatherings
+	for range gatherFlows { // in the order in which they began
+		u.flush(gs.place())
+	}
+}
+
+// flush sends what is gathered of a flow, if anything is.
 func (u *udpNAT) flush(g *gathering) {
 	if g.peer == nil {
 		return
@@ -88,7 +130,7 @@ func (u *udpNAT) flush(g *gathering) {
 	} else {
 		u.transmit(l, p, &g.frame)
 	}
-	gatherings.Put(g.data)
+	gatherBuffers.Put(g.data)
 	g.link, g.peer, g.data, g.bufs = nil, nil, nil, [2][]byte{}
 }
 

@@ -58,7 +58,7 @@ func (w *gatherWorld) send(hdr tunnel.Header, pkt []byte) {
 	w.l.take(&w.frame)
 }
 
-func (w *gatherWorld) flush() { w.l.s.udp.flush(&w.l.worker.gathering) }
+func (w *gatherWorld) flush() { w.l.s.udp.flushAll(w.l.worker) }
 
 // sender returns what takes one datagram of that size.
 func (w *gatherWorld) sender(size int) func() {
@@ -136,7 +136,7 @@ func TestUDPGather(t *testing.T) {
 		{"traffic class", []datagram{{size: 5}, {size: 5, tos: 8}, {size: 5, tos: 8}}, []int{5, 10}},
 		{"hop limit", []datagram{{size: 5}, {size: 5, hops: 9}}, []int{5, 5}},
 		{"may be fragmented", []datagram{{size: 5}, {size: 5, free: true}}, []int{5, 5}},
-		{"two ports", []datagram{{size: 5}, {size: 5, port: 1}, {size: 5}}, []int{5, 5, 5}},
+		{"two ports", []datagram{{size: 5}, {size: 4, port: 1}, {size: 5}, {size: 4, port: 1}}, []int{10, 8}},
 		{"as many as the kernel takes", many, []int{6400, 6400, 6400, 800}},
 		{"as much as a packet takes", large, []int{60000, 30000}},
 		{"too large for two", []datagram{{size: 40000}, {size: 40000}}, []int{40000, 40000}},
@@ -176,6 +176,37 @@ func TestUDPGatherKeepsTheOrder(t *testing.T) {
 	w.flush()
 	if got, want := w.sizes(), []int{7, 5, 5, 5, 6}; !slices.Equal(got, want) {
 		t.Errorf("arrived %d, want %d", got, want)
+	}
+}
+
+// Flows that take turns are gathered apart, as many as there are places; beyond
+// that nothing is lost and each keeps its order.
+func TestUDPGatherOfManyFlows(t *testing.T) {
+	for _, flows := range []int{gatherFlows, gatherFlows + 1} {
+		w := newGatherWorld(t, nil)
+		w.together()
+		var first, turns []datagram
+		var want []int
+		for i := range flows {
+			first = append(first, datagram{port: i, size: 1})
+			turns = append(turns, datagram{port: i, size: 100 + i})
+			want = append(want, 2*(100+i))
+		}
+		if flows > gatherFlows { // each is displaced before its turn comes again
+			want = nil
+			for i := range 2 * flows {
+				want = append(want, 100+i%flows)
+			}
+		}
+		w.sendAll(first)
+		w.sizes()
+		w.sendAll(slices.Concat(turns, turns))
+		if got := w.sizes(); !slices.Equal(got, want) {
+			t.Errorf("of %d flows arrived %d, want %d", flows, got, want)
+		}
+		if d := w.l.Stats().Drops; len(d) > 0 {
+			t.Errorf("drops %v", d)
+		}
 	}
 }
 
@@ -276,25 +307,29 @@ func TestNATInputJoin(t *testing.T) {
 	}
 }
 
-// A burst of real datagrams of a real container arrives, in order, and so does
-// what comes back.
+// Bursts of real datagrams of a real container arrive, those of several flows by
+// turns, in order, and so does what comes back.
 func TestNetnsUDPBurst(t *testing.T) {
 	if !ownNamespace(t) {
 		return
 	}
 	w := newOutsideWorld(t, nil)
 	families(t, func(t *testing.T, v4 bool) {
-		conn := w.c.dialUDP(t, echoIn(t, w.server, serverAddr(v4)))
-		const burst, bursts = 30, 50
+		const flows, burst, bursts = 3, 20, 50
+		server := echoIn(t, w.server, serverAddr(v4))
+		var conns [flows]net.Conn
+		for i := range conns {
+			conns[i] = w.c.dialUDP(t, server)
+		}
 		buf := make([]byte, 65536)
 		for i := range bursts {
-			for j := range burst {
-				if _, err := conn.Write(bytes.Repeat([]byte{byte(i), byte(j)}, 600)); err != nil {
+			for j := range burst * flows {
+				if _, err := conns[j%flows].Write(bytes.Repeat([]byte{byte(i), byte(j)}, 600)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			for j := range burst {
-				n, err := conn.Read(buf)
+			for j := range burst * flows {
+				n, err := conns[j%flows].Read(buf)
 				if err != nil {
 					t.Fatalf("burst %d, datagram %d: %v; drops %v", i, j, err, w.c.link.Stats().Drops)
 				}

@@ -165,17 +165,30 @@ func (s *natSocket) Ready(events uint32) {
 	if events&unix.EPOLLERR != 0 {
 		s.drainErrors()
 	}
+	w := s.link.worker
+	n, all := s.read(s.pulse.reads(w))
+	w.crowd.add(n)
+	if all {
+		w.rest()
+	}
+}
+
+// read carries up to limit pieces, and reports how many there were and whether
+// that was all.
+func (s *natSocket) read(limit int) (n int, all bool) {
 	var held *natInput // what may go on together with the next
-	for i := range s.pulse.reads(s.link.worker) {
+	for n < limit && !all {
 		in := natInputs.Get().(*natInput)
 		if errno := s.recv(in, 0); errno != 0 {
 			natInputs.Put(in)
-			s.pulse.found(i)
+			s.pulse.found(n)
 			if errno != unix.EAGAIN {
 				s.readFailed(errno)
 			}
-			break
+			all = true
+			continue
 		}
+		n++
 		s.faults = 0
 		in.complete()
 		if !s.ping && held.join(in) {
@@ -186,6 +199,7 @@ func (s *natSocket) Ready(events uint32) {
 		held = in
 	}
 	s.pass(held)
+	return n, all
 }
 
 // pass gives what was read to the NAT, if it is anything.

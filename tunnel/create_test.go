@@ -85,8 +85,8 @@ func TestNetnsCreateMakesADeviceThatIsReadyToOpen(t *testing.T) {
 		t.Errorf("MTU = %d, want 65520", mtu)
 	}
 	offloads := nstest.Exec(t, ns, "ip", "-details", "link", "show", "un0")
-	if !strings.Contains(offloads, "vnet_hdr on") || !strings.Contains(offloads, "qlen 1000") {
-		t.Errorf("un0 has no virtio headers or no queue of 1000:\n%s", offloads)
+	if !strings.Contains(offloads, "vnet_hdr on") || !strings.Contains(offloads, "qlen 2000") {
+		t.Errorf("un0 has no virtio headers or no queue of 2000:\n%s", offloads)
 	}
 	// The only descriptor: the device goes with it.
 	f.Close()
@@ -108,7 +108,7 @@ func TestNetnsCreateRefusesWithoutLeak(t *testing.T) {
 		"name too long": {tunnel.Options{Name: "sixteen-letters!"}, unix.EINVAL, "longer than 15 bytes"},
 		"bad name":      {tunnel.Options{Name: "a/b"}, unix.EINVAL, `create TUN "a/b": TUNSETIFF`},
 		"long alias":    {tunnel.Options{Name: "noted", Alias: strings.Repeat("x", 256)}, unix.ERANGE, `alias "xxx`},
-		"bad MTU":       {tunnel.Options{Name: "small", MTU: 20}, unix.EINVAL, "set MTU 20, queue length 1000 on small"},
+		"bad MTU":       {tunnel.Options{Name: "small", MTU: 20}, unix.EINVAL, "set MTU 20, queue length 2000 on small"},
 	} {
 		err := ns.Do(func() error {
 			f, err := tunnel.Create(test.options)

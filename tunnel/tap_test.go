@@ -30,7 +30,7 @@ func TestNetnsCreateMakesATAPThatIsReadyToOpen(t *testing.T) {
 		t.Errorf("interface = %+v, want un0 of %v, broadcast, down with MTU 1400", i, containerMAC)
 	}
 	details := nstest.Exec(t, ns, "ip", "-details", "link", "show", "un0")
-	for _, want := range []string{"tun type tap", "vnet_hdr on", "qlen 1000", "alias whose it is"} {
+	for _, want := range []string{"tun type tap", "vnet_hdr on", "qlen 2000", "alias whose it is"} {
 		if !strings.Contains(details, want) {
 			t.Errorf("no %q in\n%s", want, details)
 		}

@@ -21,6 +21,10 @@
 // has paid lately; then it parks like any goroutine, its epoll descriptor being
 // watched by Go's poller. An idle loop costs nothing.
 //
+// A handler to which work comes in small pieces, faster than each is worth a round,
+// has the loop sleep for a moment instead ([Loop.Nap]): what comes meanwhile is
+// found at once, and the processor is free for who makes it and who takes it.
+//
 // # Ownership
 //
 // A loop owns its own descriptors and none that it watches. Who watches a

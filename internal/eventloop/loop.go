@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,7 @@ type Loop struct {
 	count   int    // of events
 	round   uint64 // how many times events were found
 	yield   bool
+	nap     time.Duration // before the next look; 0: none
 	spinner spinner
 	spare   []Task
 
@@ -207,6 +209,14 @@ func (c *call) Run() {
 // that they may post. Call it on the loop, when a handler has given work to a
 // goroutine.
 func (l *Loop) Yield() { l.yield = true }
+
+// Nap has the loop sleep for d before it looks at its descriptors again, once, so
+// that what comes meanwhile is found together; tasks that were posted already run
+// first. The sleep ends late by what the kernel's timers are late, 50 µs by
+// default. It stops the world for that long where Go uses one processor, after
+// other goroutines had their turn: keep d far below a millisecond. Call it on the
+// loop.
+func (l *Loop) Nap(d time.Duration) { l.nap = d }
 
 // Round counts the times that the loop found descriptors ready without having
 // slept in between, or gone on to others. Call it on the loop.

@@ -87,6 +87,52 @@ func TestReadableIsTold(t *testing.T) {
 	}
 }
 
+// What comes during a nap is found at its end; what was posted before has run by
+// then. Afterwards the loop is awake again.
+func TestNap(t *testing.T) {
+	l := newLoop(t)
+	const nap = 5 * time.Millisecond
+	notes := make(chan string, 8)
+	watch := func(h func()) (w int) {
+		r, w := newPipe(t)
+		_, err := l.Add(r, unix.EPOLLIN, handlerFunc(func(uint32) {
+			var b [8]byte
+			_, _ = unix.Read(r, b[:])
+			h()
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	second := watch(func() { notes <- "second" })
+	first := watch(func() {
+		l.Post(taskFunc(func() {
+			notes <- "task"
+			_, _ = unix.Write(second, []byte("x"))
+		}))
+		l.Nap(nap)
+	})
+	shortest := time.Hour
+	for tries := range 20 { // a signal of Go's may end a nap, and a busy machine any wait
+		from := time.Now()
+		write(t, first, "x")
+		if a, b := await(t, notes), await(t, notes); a != "task" || b != "second" {
+			t.Fatalf("%s, then %s", a, b)
+		}
+		slept := time.Since(from)
+		from = time.Now()
+		write(t, second, "x")
+		await(t, notes)
+		shortest = min(shortest, time.Since(from))
+		if slept >= nap && shortest < nap {
+			return
+		}
+		t.Logf("try %d: slept for %v", tries, slept)
+	}
+	t.Errorf("the nap was never %v, or every wait was; the shortest %v", nap, shortest)
+}
+
 // Bytes go around between two loops, each of which the other wakes, in every
 // stage of waiting.
 func TestNoWakeUpIsLost(t *testing.T) {

@@ -1,6 +1,7 @@
 package eventloop
 
 import (
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -35,6 +36,9 @@ func (s *spinner) slept(d time.Duration) {
 
 // wait returns when events were found, or something was posted.
 func (l *Loop) wait() {
+	if l.nap > 0 {
+		l.takeNap()
+	}
 	if l.poll() || l.spin() {
 		return
 	}
@@ -47,6 +51,15 @@ func (l *Loop) wait() {
 		l.spinner.slept(time.Since(from))
 	}
 	l.sleeping.Store(false)
+}
+
+// takeNap sleeps. Go is not told of it: its monitor would give the processor to
+// another thread, which had to wake up to take it and to give it back.
+func (l *Loop) takeNap() {
+	runtime.Gosched()
+	t := unix.NsecToTimespec(int64(l.nap))
+	l.nap = 0
+	_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0) // a signal may end it
 }
 
 // spin looks for events for as long as that has paid lately.
