@@ -39,7 +39,9 @@
 //     go to host sockets without gVisor; whole DNS queries to the gateway go
 //     to the resolver. Datagrams of one flow that the reader finds one after
 //     another leave by one system call (udp_gather.go), and what a host socket
-//     has one after another goes to the container as one superframe.
+//     has one after another goes to the container as one superframe. Where they
+//     come densely the worker sleeps between its rounds, so that more of them
+//     gather (udp_crowd.go).
 //
 // Every packet that goes no further increments exactly one counter, named by
 // its [DropReason], on the link that it came from or was meant for.
