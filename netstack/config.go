@@ -123,7 +123,8 @@ type Host struct {
 	DialContext func(ctx context.Context, network, address string, control ControlFunc) (net.Conn, error)
 
 	// Control, if not nil, is called on every host socket that the switch
-	// makes, before bind or connect: to set a mark or bind to a device.
+	// makes, before bind or connect: to set a mark or bind to a device. It must
+	// not block: packets wait for it.
 	Control ControlFunc
 }
 

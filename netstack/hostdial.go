@@ -14,83 +14,115 @@ import (
 	"github.com/usernet/usernet/internal/policy"
 )
 
-// dialHost connects the host side of a request and returns its socket. ctx
-// bounds it.
-//
-// It makes the socket itself: package net would have Go's poller watch it, which
-// the worker does, and asks in vain for things that are known here.
-func (r *request) dialHost(ctx context.Context) (int, error) {
-	s, v := r.t.s, r.verdict
-	control := s.dialControl(v.Target != policy.TargetHostService)
-	network, domain := "tcp4", unix.AF_INET
-	if v.Addr.Addr().Is6() {
-		network, domain = "tcp6", unix.AF_INET6
+// dial begins to connect the host side. It makes the socket itself: package net
+// would have Go's poller watch it, which the worker does.
+func (r *request) dial() {
+	s, to := r.t.s, r.verdict.Addr
+	domain, network := unix.AF_INET, "tcp4"
+	if to.Addr().Is6() {
+		domain, network = unix.AF_INET6, "tcp6"
 	}
-	if dial := s.cfg.Host.DialContext; dial != nil {
-		c, err := dial(ctx, network, v.Addr.String(), control)
-		if err != nil {
-			return -1, err
-		}
-		return socketOf(c)
+	if err := r.checkDial(); err != nil {
+		r.refuse(err)
+		return
 	}
 	// Plain TCP: MPTCP costs an extra option on every connection, many middle
 	// boxes refuse it, and neither Landlock nor SO_LINGER treat it as TCP.
 	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		r.refuse(os.NewSyscallError("socket", err))
+		return
 	}
-	if err := r.connect(ctx, fd, network, control); err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
-}
-
-func (r *request) connect(ctx context.Context, fd int, network string, control ControlFunc) error {
+	r.host = fd
 	setHostOptions(fd)
-	if err := control(network, r.verdict.Addr.String(), rawDescriptor(fd)); err != nil {
-		return err
+	if hook := s.cfg.Host.Control; hook != nil {
+		if err := hook(network, to.String(), rawDescriptor(fd)); err != nil {
+			r.refuse(err)
+			return
+		}
 	}
 	var name sockName
-	name.set(r.verdict.Addr, r.verdict.Addr.Addr().Is4())
-	switch errno := name.connect(fd); errno {
-	case 0:
-		return nil
-	case unix.EINPROGRESS:
-		return os.NewSyscallError("connect", r.awaitConnect(ctx, fd))
-	default:
-		return os.NewSyscallError("connect", errno)
+	name.set(to, to.Addr().Is4())
+	if errno := name.connect(fd); errno != 0 && errno != unix.EINPROGRESS {
+		r.refuse(os.NewSyscallError("connect", errno))
+		return
+	}
+	r.await()
+}
+
+// await has the worker tell when the host socket is connected, which one of this
+// machine already is.
+func (r *request) await() {
+	r.phase = phaseConnect
+	var err error
+	if r.watch, err = r.link.worker.loop.Add(r.host, relayEvents, r); err != nil {
+		r.refuse(err)
 	}
 }
 
-// awaitConnect waits for the far end's answer. One on this machine has answered
-// already.
-func (r *request) awaitConnect(ctx context.Context, fd int) error {
-	if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0); n == 0 {
-		answered := make(answer, 1)
-		w, err := r.link.worker.loop.Add(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, answered)
-		if err != nil {
-			return err
-		}
-		defer w.Remove()
-		select {
-		case <-answered:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// dialByHook has the embedding program dial. Its function may wait, hence the
+// goroutine, which ends with it.
+func (r *request) dialByHook() {
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	r.phase, r.cancel = phaseHook, cancel
+	s, to := r.t.s, r.verdict.Addr
+	network := "tcp4"
+	if to.Addr().Is6() {
+		network = "tcp6"
 	}
+	control := s.dialControl(r.verdict.Target != policy.TargetHostService)
+	go func() {
+		result := &dialResult{host: -1}
+		c, err := s.cfg.Host.DialContext(ctx, network, to.String(), control)
+		if err == nil {
+			result.host, err = socketOf(c)
+		}
+		result.err = err
+		r.dialled.Store(result)
+		r.post()
+	}()
+}
+
+// runHook looks at what has become of the hook's dial. A request that is cut
+// waits for it all the same, or its socket would be nobody's.
+func (r *request) runHook() {
+	cause := r.cutCause()
+	result := r.dialled.Load()
+	if result == nil {
+		if cause != "" {
+			r.cancel()
+		}
+		return
+	}
+	r.cancel()
+	r.host = result.host
+	switch {
+	case cause != "":
+		r.giveUp(cause)
+	case result.err != nil:
+		r.refuse(result.err)
+	default:
+		setHostOptions(r.host)
+		r.await()
+	}
+}
+
+// checkDial is policy's last word on where the dial goes.
+func (r *request) checkDial() error {
+	if r.verdict.Target == policy.TargetHostService {
+		return nil
+	}
+	return r.t.s.checkDial(r.verdict.Addr)
+}
+
+// socketError is what has become of a connect.
+func socketError(fd int) error {
 	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err == nil && errno != 0 {
 		err = syscall.Errno(errno)
 	}
-	return err
+	return os.NewSyscallError("connect", err)
 }
-
-// answer is told when a connect is over.
-type answer chan struct{}
-
-// Ready implements eventloop.Handler.
-func (a answer) Ready(uint32) { token(a) }
 
 // setHostOptions are what every host socket of a relay has: no delay of small
 // segments, for the container's kernel has decided on that, and keepalive, so

@@ -62,6 +62,10 @@ type relay struct {
 // have their turn.
 const maxBursts = 4
 
+// relayEvents are those of a host socket. Edge-triggered, since a relay does not
+// always read what there is.
+const relayEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+
 // newRelay prepares a relay, which owns the host socket from then on. The
 // endpoint follows, for the stack makes it around the relay's queue. cut may come
 // from then on.
@@ -143,9 +147,11 @@ func (r *relay) begin() {
 	setKeepalive(r.ep)
 	r.entry.Init(r, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
 	r.queue.EventRegister(&r.entry)
+	if r.watch != (eventloop.Watch{}) {
+		return // the request has seen to it
+	}
 	var err error
-	r.watch, err = r.link.worker.loop.Add(r.host, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, r)
-	if err != nil {
+	if r.watch, err = r.link.worker.loop.Add(r.host, relayEvents, r); err != nil {
 		r.cut("watch the host socket: " + err.Error())
 	}
 }
@@ -330,8 +336,8 @@ func (r *relay) abort() {
 
 func (r *relay) closeHost() {
 	if r.host >= 0 {
-		r.watch.Remove()
 		unix.Close(r.host)
+		r.watch.Closed()
 		r.host = -1
 	}
 }

@@ -5,46 +5,87 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"github.com/usernet/usernet/internal/eventloop"
 	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/internal/policy"
 )
 
-// request is a container's SYN on its way to a connection.
+// request is a container's SYN on its way to a connection: the dial of the host
+// side, then the container's handshake. It runs on the link's worker and waits
+// for neither.
 type request struct {
 	t       *tcpNAT
 	key     tuple
 	link    *Link
 	flow    *flow
 	verdict policy.Verdict
-	ctx     context.Context // ends with the dial's time, or the request
-	cancel  context.CancelFunc
-	syn     []byte      // the packet's first bytes, for the ICMP error that may answer
-	taken   atomic.Bool // the forwarder has it
+	syn     *stack.PacketBuffer // set before the request first runs
+	timer   *time.Timer         // posts the request when its time is over
+	posted  atomic.Bool
+	dialled atomic.Pointer[dialResult] // by the embedder's hook
 
 	// t.mu guards these.
 	dialling bool // holds a dial slot
 	cause    string
 	became   cutter
 
-	mu      sync.Mutex // guards settled, and the endpoint while it is not
-	settled bool       // the handshake is over
+	// The worker's own.
+	phase    phase
+	deadline time.Time // of the phase
+	cancel   context.CancelFunc
+	host     int // host socket, -1: none
+	watch    eventloop.Watch
+	events   uint32 // of the host socket, for the relay
+	ep       tcpip.Endpoint
+	entry    waiter.Entry
+	queue    *waiter.Queue
+	relay    *relay // what the request becomes: a relay,
+	dns      *conn  // or a conversation with the resolver
+}
+
+// phase is how far a request has come.
+type phase uint8
+
+const (
+	phaseNew     phase = iota
+	phaseHook          // the embedder's hook dials, on a goroutine
+	phaseConnect       // the host socket connects
+	phaseShake         // the container has been answered
+	phaseOver
+)
+
+// dialResult is what the embedder's hook has dialled.
+type dialResult struct {
+	host int
+	err  error
 }
 
 func newRequest(t *tcpNAT, key tuple, l *Link, fl *flow, v policy.Verdict) *request {
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-	return &request{t: t, key: key, link: l, flow: fl, verdict: v, ctx: ctx, cancel: cancel, dialling: true}
+	r := &request{t: t, key: key, link: l, flow: fl, verdict: v, host: -1, dialling: true}
+	r.posted.Store(true) // by syn, when it is complete
+	return r
 }
 
-// cut gives the request up: its dial is cancelled and its handshake aborted.
+// post has the request run soon.
+func (r *request) post() {
+	if !r.posted.Swap(true) {
+		r.link.worker.loop.Post(r)
+	}
+}
+
+// NotifyEvent is told of the container's end by the stack.
+func (r *request) NotifyEvent(waiter.EventMask) { r.post() }
+
+// cut gives the request up soon, or ends what it has become.
 func (r *request) cut(cause string) {
 	r.t.mu.Lock()
 	if r.cause == "" {
@@ -56,8 +97,7 @@ func (r *request) cut(cause string) {
 		became.cut(cause)
 		return
 	}
-	r.cancel()
-	r.abortHandshake()
+	r.post()
 }
 
 func (r *request) cutCause() string {
@@ -66,116 +106,196 @@ func (r *request) cutCause() string {
 	return r.cause
 }
 
-// abortHandshake ends a handshake under way. It must never reach an endpoint
-// that has a relay, which writes from the endpoint's memory; settled, set
-// before there is a relay, sees to it.
-func (r *request) abortHandshake() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.settled {
+// Run implements eventloop.Task.
+func (r *request) Run() {
+	r.posted.Store(false)
+	if r.phase == phaseOver {
 		return
 	}
-	if ep := r.t.stack.FindTransportEndpoint(r.key.network(), tcp.ProtocolNumber, r.key.id(), nicID); ep != nil {
-		ep.Abort()
-	}
-}
-
-func (r *request) settle() {
-	r.mu.Lock()
-	r.settled = true
-	r.mu.Unlock()
-}
-
-// serve carries a request through dial and handshake to its relay. The forwarder
-// starts it as a goroutine per request; dial and handshake are bounded in time.
-func (t *tcpNAT) serve(fr *tcp.ForwarderRequest) {
-	r := t.request(tupleOf(fr.ID()))
-	if r == nil {
-		fr.Complete(false)
+	if r.phase == phaseHook {
+		r.runHook()
 		return
 	}
-	if r.verdict.Target == policy.TargetDNS {
-		r.serveDNS(fr)
-		return
-	}
-	host, err := r.dialHost(r.ctx)
-	t.dialled(r)
-	if err != nil {
-		r.refuse(fr, err)
-		return
-	}
-	rel := newRelay(t, r.link, r.key, r.flow, host)
-	ep, cause := r.handshake(fr, &rel.queue)
-	if ep == nil {
-		abortSocket(host)
+	if cause := r.cutCause(); cause != "" {
 		r.giveUp(cause)
 		return
 	}
-	rel.ep = ep
-	if !t.replace(r, rel) {
-		ep.Abort()
-		abortSocket(host)
+	late := !r.deadline.IsZero() && !time.Now().Before(r.deadline)
+	switch r.phase {
+	case phaseNew:
+		r.begin()
+	case phaseConnect:
+		if late {
+			r.refuse(context.DeadlineExceeded)
+		}
+	case phaseShake:
+		switch {
+		case !shaking(r.ep):
+			r.shaken()
+		case late:
+			r.giveUp("handshake: timed out")
+		}
+	}
+}
+
+// begin dials the host side, if there is one.
+func (r *request) begin() {
+	switch {
+	case r.verdict.Target == policy.TargetDNS:
+		r.shake()
+	case r.t.s.cfg.Host.DialContext != nil:
+		r.dialByHook()
+	default:
+		r.within(dialTimeout)
+		r.dial()
+	}
+}
+
+// within bounds the phase that begins.
+func (r *request) within(d time.Duration) {
+	r.deadline = time.Now().Add(d)
+	if r.timer == nil {
+		r.timer = time.AfterFunc(d, r.post)
+	} else {
+		r.timer.Reset(d)
+	}
+}
+
+// Ready is told of the host socket by the worker.
+func (r *request) Ready(events uint32) {
+	r.events |= events
+	if r.phase != phaseConnect {
+		return
+	}
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		if err := socketError(r.host); err != nil {
+			r.refuse(err)
+			return
+		}
+	}
+	r.shake()
+}
+
+// shake answers the container, whose host side has answered.
+func (r *request) shake() {
+	r.t.dialOver(r)
+	if cause := r.cutCause(); cause != "" {
+		r.giveUp(cause)
+		return
+	}
+	if r.verdict.Target == policy.TargetDNS {
+		r.dns = newConn(r.key)
+		r.queue = &r.dns.queue
+	} else {
+		r.relay = newRelay(r.t, r.link, r.key, r.flow, r.host)
+		r.queue = &r.relay.queue
+	}
+	r.phase = phaseShake
+	r.within(handshakeTimeout)
+	r.entry.Init(r, waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
+	r.queue.EventRegister(&r.entry)
+	ep, err := r.t.passive.start(r.key.id(), r.syn, r.queue)
+	if err != nil {
+		r.giveUp("handshake: " + err.Error())
+		return
+	}
+	r.ep = ep
+}
+
+// shaken puts in the request's place what it has become.
+func (r *request) shaken() {
+	if over(r.ep) {
+		err := tcpipError(r.ep.LastError())
+		if err == nil {
+			err = syscall.ECONNABORTED
+		}
+		r.giveUp("handshake: " + err.Error())
+		return
+	}
+	if r.dns != nil {
+		r.become(r.dns, func() { go r.answerDNS() })
+		return
+	}
+	r.relay.ep, r.relay.watch = r.ep, r.watch
+	r.become(r.relay, func() {
+		r.watch.Handle(r.relay)
+		r.relay.Ready(r.events)
+	})
+}
+
+func (r *request) become(c cutter, start func()) {
+	if !r.t.replace(r, c) {
 		r.giveUp(r.cutCause())
 		return
 	}
-	r.cancel()
-	rel.post()
+	r.forget()
+	start()
 }
 
-// handshake completes the container's half. ep is nil if it came to nothing.
-func (r *request) handshake(fr *tcp.ForwarderRequest, queue *waiter.Queue) (ep tcpip.Endpoint, cause string) {
-	timer := time.AfterFunc(handshakeTimeout, r.abortHandshake)
-	ep, err := fr.CreateEndpoint(queue)
-	r.settle()
-	timer.Stop()
-	fr.Complete(false)
-	if err != nil {
-		if c := r.cutCause(); c != "" {
-			return nil, c
-		}
-		return nil, "handshake: " + tcpipError(err).Error()
+// forget lets go of what the request alone has held.
+func (r *request) forget() {
+	r.phase = phaseOver
+	if r.timer != nil {
+		r.timer.Stop()
 	}
-	return ep, ""
+	if r.queue != nil {
+		r.queue.EventUnregister(&r.entry)
+	}
+	if r.syn != nil {
+		r.syn.DecRef()
+		r.syn = nil
+	}
+}
+
+// giveUp ends a request that became no connection. An end that there is already
+// is reset.
+func (r *request) giveUp(cause string) {
+	r.forget()
+	if r.ep != nil {
+		r.ep.Abort()
+	}
+	if r.host >= 0 {
+		abortSocket(r.host)
+		r.watch.Closed()
+	}
+	r.flow.fail(cause)
+	r.t.dialOver(r)
+	r.t.ended(r.link, r.key, r)
 }
 
 // refuse tells the container, in the terms of its own network, why the host
 // side did not come about.
-func (r *request) refuse(fr *tcp.ForwarderRequest, err error) {
+func (r *request) refuse(err error) {
 	var forbidden *RefusedError
-	reset, cause := false, err.Error()
+	cause := err.Error()
 	switch {
-	case r.cutCause() != "":
-		cause = r.cutCause()
 	case errors.As(err, &forbidden):
 		// The rules changed since the SYN was judged, or the hook's dialler
 		// chose another address.
 		cause = "policy: " + forbidden.Reason
 		r.link.drop(dropForPolicy(r.t.s.rules.Load().CheckDial(forbidden.Target.Addr(), r.t.s.hostAddrs.Load())))
-		r.link.rejectPacket(r.syn, packet.ErrAdminProhibited, netip.Addr{}, 0)
+		r.link.rejectPacket(r.quote(), packet.ErrAdminProhibited, netip.Addr{}, 0)
 	case isTimeout(err):
 		cause = "dial timed out"
 		r.link.drop(DropDialTimeout)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EHOSTDOWN):
-		r.link.rejectPacket(r.syn, packet.ErrHostUnreachable, netip.Addr{}, 0)
+		r.link.rejectPacket(r.quote(), packet.ErrHostUnreachable, netip.Addr{}, 0)
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EAFNOSUPPORT):
-		r.link.rejectPacket(r.syn, packet.ErrNetUnreachable, netip.Addr{}, 0)
+		r.link.rejectPacket(r.quote(), packet.ErrNetUnreachable, netip.Addr{}, 0)
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		r.link.rejectPacket(r.syn, packet.ErrAdminProhibited, netip.Addr{}, 0)
+		r.link.rejectPacket(r.quote(), packet.ErrAdminProhibited, netip.Addr{}, 0)
 	default:
 		// Refused by the far end, and whatever else there is: the client
 		// should know at once.
-		reset = true
+		r.link.sendPacket(packet.AppendTCPReset(nil, r.quote()))
 	}
-	fr.Complete(reset)
 	r.giveUp(cause)
 }
 
-// giveUp ends a request that became no connection.
-func (r *request) giveUp(cause string) {
-	r.flow.fail(cause)
-	r.cancel()
-	r.t.dialled(r)
-	r.t.ended(r.link, r.key, r)
+// quote is the headers of the SYN.
+func (r *request) quote() []byte {
+	ip := r.syn.NetworkHeader().Slice()
+	return append(ip[:len(ip):len(ip)], r.syn.TransportHeader().Slice()...)
 }
 
 func isTimeout(err error) bool {
@@ -183,22 +303,11 @@ func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }
 
-// serveDNS hands a connection to the resolver.
-func (r *request) serveDNS(fr *tcp.ForwarderRequest) {
-	r.t.dialled(r)
-	c := newConn(r.key)
-	ep, failure := r.handshake(fr, &c.queue)
-	if ep == nil {
-		r.giveUp(failure)
-		return
-	}
-	c.start(ep, r.flow)
-	if !r.t.replace(r, c) {
-		c.cut("")
-		r.giveUp(r.cutCause())
-		return
-	}
-	r.cancel()
+// answerDNS hands the connection to the resolver, on a goroutine that ends with
+// it.
+func (r *request) answerDNS() {
+	c := r.dns
+	c.start(r.ep, r.flow)
 	cause := ""
 	if err := r.t.s.resolver.serveStream(context.Background(), r.link, c); err != nil {
 		cause = err.Error()

@@ -22,18 +22,18 @@ import (
 // A SYN that policy lets pass becomes a request: the host side is dialled
 // first, and only when it answers does the container get its handshake. So a
 // container sees of the far end what it would see on a real network: a refused
-// port resets, an unreachable host yields ICMP, a black hole stays silent. The
-// request's goroutine ends with it, and a relay carries the connection.
+// port resets, an unreachable host yields ICMP, a black hole stays silent. Then a
+// relay carries the connection.
 //
 // What carries no SYN goes to the stack without further ado; what belongs to
 // no connection there is reset by it.
 type tcpNAT struct {
-	s         *Switch
-	nic       *nic
-	stack     *stack.Stack
-	protocol  tcpProtocol
-	forwarder *tcp.Forwarder
-	pubs      publications
+	s        *Switch
+	nic      *nic
+	stack    *stack.Stack
+	protocol tcpProtocol
+	passive  passive
+	pubs     publications
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
@@ -73,9 +73,7 @@ func newTCPNAT(s *Switch) (*tcpNAT, error) {
 	t.pubs.init()
 	var err error
 	t.stack, err = newStack(t.nic, func(gs *stack.Stack) {
-		// The forwarder's own limit is never reached: requests are counted
-		// before it sees them.
-		t.forwarder = tcp.NewForwarder(gs, tcpBufferDefault, 2*maxRequests, t.serve)
+		t.passive = newPassive(gs)
 		gs.SetTransportProtocolHandler(tcp.ProtocolNumber, t.unknownSegment)
 		t.protocol = gs.TransportProtocolInstance(tcp.ProtocolNumber).(tcpProtocol)
 	})
@@ -147,18 +145,14 @@ func (t *tcpNAT) syn(l *Link, f *frame, v policy.Verdict) {
 		}
 		return
 	}
-	r.syn = f.quote(make([]byte, 0, synQuote))
 	t.inject(l, f)
-	if !r.taken.Load() {
+	if r.syn == nil {
 		// The stack refused the packet before it asked unknownSegment.
 		l.drop(DropStack)
-		r.giveUp("refused by the TCP stack")
+		r.cut("refused by the TCP stack")
 	}
+	l.worker.loop.Post(r)
 }
-
-// synQuote is how much of a SYN is kept for the ICMP error that may answer it:
-// the longest headers that fit a frame's first view.
-const synQuote = 128
 
 // known reports whether there is a connection of that name that a SYN may
 // concern. An endpoint that only waits out its time gives way, as on Linux;
@@ -234,15 +228,9 @@ func (t *tcpNAT) unknownSegment(id stack.TransportEndpointID, pkt *stack.PacketB
 	if flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
-	r := t.request(tupleOf(id))
-	if r == nil || !r.taken.CompareAndSwap(false, true) {
-		// Its connection ended between syn's look and the stack's. The
-		// container repeats its SYN.
-		return true
-	}
-	if !t.forwarder.HandlePacket(id, pkt) {
-		r.taken.Store(false)
-	}
+	if r := t.request(tupleOf(id)); r != nil && r.syn == nil {
+		r.syn = pkt.IncRef()
+	} // else its connection ended between syn's look and the stack's, and the container repeats its SYN
 	return true
 }
 
@@ -260,8 +248,8 @@ func (t *tcpNAT) abandon(key tuple) {
 	}
 }
 
-// dialled ends a request's use of a dial slot.
-func (t *tcpNAT) dialled(r *request) {
+// dialOver ends a request's use of a dial slot.
+func (t *tcpNAT) dialOver(r *request) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r.dialling {

@@ -371,3 +371,53 @@ func TestRoundAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a round", n)
 	}
 }
+
+func TestAnotherHandlerTakesOver(t *testing.T) {
+	l := newLoop(t)
+	r, w := newPipe(t)
+	told := make(chan struct{}, 1)
+	watch, err := l.Add(r, unix.EPOLLIN|unix.EPOLLET, handlerFunc(func(uint32) { t.Error("the first handler was called") }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Do(func() { watch.Handle(handlerFunc(func(uint32) { told <- struct{}{} })) }); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w, "x")
+	await(t, told)
+}
+
+// The slot of a closed descriptor is free, and what takes it hears nothing of
+// the descriptor, though another one of the same pipe is still open.
+func TestClosedIsForgotten(t *testing.T) {
+	l := newLoop(t)
+	r, w := newPipe(t)
+	still, err := unix.Dup(r) // as in a child process that is about to exec
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(still)
+	watch, err := l.Add(r, unix.EPOLLIN|unix.EPOLLET, handlerFunc(func(uint32) { t.Error("a closed descriptor was told of") }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, ow := newPipe(t)
+	told := make(chan struct{}, 1)
+	err = l.Do(func() {
+		unix.Close(r)
+		watch.Closed()
+		next, err := l.Add(other, unix.EPOLLIN|unix.EPOLLET, handlerFunc(func(uint32) { told <- struct{}{} }))
+		if err != nil || next.index != watch.index {
+			t.Errorf("%v; the slot is not free", err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, w, "x")
+	if err := l.Do(func() {}); err != nil || len(told) > 0 {
+		t.Errorf("%v; told %d times of another's events", err, len(told))
+	}
+	write(t, ow, "x")
+	await(t, told)
+}

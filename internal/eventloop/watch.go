@@ -67,6 +67,24 @@ func (w Watch) Remove() {
 	w.forget()
 }
 
+// Closed is Remove for a descriptor that its only owner has closed just now: the
+// kernel has ended the watch itself. Call it on the loop, and once.
+func (w Watch) Closed() {
+	if w.l != nil {
+		w.forget()
+	}
+}
+
+// Handle has h called from now on. Call it on the loop.
+func (w Watch) Handle(h Handler) {
+	if w.l == nil {
+		return
+	}
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	w.l.slots[w.index].handler = h
+}
+
 // forget frees the slot.
 func (w Watch) forget() {
 	w.l.mu.Lock()

@@ -1,0 +1,1 @@
+// This file lets handshake.go declare functions whose bodies are elsewhere.
