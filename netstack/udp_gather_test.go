@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usernet/usernet/internal/nstest"
 	"github.com/usernet/usernet/internal/packet"
 	"github.com/usernet/usernet/tunnel"
 )
@@ -278,7 +279,6 @@ func TestNATInputJoin(t *testing.T) {
 		have, in *natInput
 		want     int // bytes then; 0: apart
 	}{
-		{"nothing yet", nil, input(5, 0), 0},
 		{"equal", input(5, 0), input(5, 0), 10},
 		{"shorter", input(5, 0), input(4, 0), 9},
 		{"longer", input(4, 0), input(5, 0), 0},
@@ -307,6 +307,44 @@ func TestNATInputJoin(t *testing.T) {
 	}
 }
 
+// What several senders send by turns is held apart, for as many of them as there
+// are places; beyond that nothing is lost and each keeps its order.
+func TestHeldInputs(t *testing.T) {
+	sender := func(i int) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(1+i)) }
+	for _, senders := range []int{1, 2, gatherFlows, gatherFlows + 1} {
+		got := map[netip.AddrPort][]byte{}
+		batches := 0
+		s := &natSocket{deliver: func(_ *natSocket, in *natInput) {
+			batches++
+			got[in.from] = append(got[in.from], in.data...)
+		}}
+		var held heldInputs
+		const turns = 5
+		for turn := range turns {
+			for i := range senders {
+				in := natInputs.Get().(*natInput)
+				in.from, in.segment, in.hops = sender(i), 0, 64
+				in.data = in.buf[:1]
+				in.data[0] = byte(turn)
+				held.add(s, in)
+			}
+		}
+		held.pass(s)
+		want := senders
+		if senders > gatherFlows { // each is displaced before its turn comes again
+			want *= turns
+		}
+		if batches != want {
+			t.Errorf("%d senders: %d batches, want %d", senders, batches, want)
+		}
+		for i := range senders {
+			if !bytes.Equal(got[sender(i)], []byte{0, 1, 2, 3, 4}) {
+				t.Errorf("%d senders: of %v came %v", senders, sender(i), got[sender(i)])
+			}
+		}
+	}
+}
+
 // Bursts of real datagrams of a real container arrive, those of several flows by
 // turns, in order, and so does what comes back.
 func TestNetnsUDPBurst(t *testing.T) {
@@ -315,33 +353,68 @@ func TestNetnsUDPBurst(t *testing.T) {
 	}
 	w := newOutsideWorld(t, nil)
 	families(t, func(t *testing.T, v4 bool) {
-		const flows, burst, bursts = 3, 20, 50
 		server := echoIn(t, w.server, serverAddr(v4))
-		var conns [flows]net.Conn
-		for i := range conns {
-			conns[i] = w.c.dialUDP(t, server)
-		}
-		buf := make([]byte, 65536)
-		for i := range bursts {
-			for j := range burst * flows {
-				if _, err := conns[j%flows].Write(bytes.Repeat([]byte{byte(i), byte(j)}, 600)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for j := range burst * flows {
-				n, err := conns[j%flows].Read(buf)
-				if err != nil {
-					t.Fatalf("burst %d, datagram %d: %v; drops %v", i, j, err, w.c.link.Stats().Drops)
-				}
-				if n != 1200 || buf[0] != byte(i) || buf[1] != byte(j) || buf[1198] != byte(i) {
-					t.Fatalf("burst %d, datagram %d: %d bytes, of burst %d, datagram %d", i, j, n, buf[0], buf[1])
-				}
-			}
-		}
-		if d := w.c.link.Stats().Drops; len(d) > 0 {
-			t.Logf("drops %v", d)
-		}
+		w.sendBursts(t, []net.Conn{w.c.dialUDP(t, server), w.c.dialUDP(t, server), w.c.dialUDP(t, server)})
 	})
+}
+
+// So do those of several clients of a publication.
+func TestNetnsUDPPublishBurst(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	w := newOutsideWorld(t, nil)
+	families(t, func(t *testing.T, v4 bool) {
+		own, host := w.c.v4, netip.MustParseAddr("10.77.0.1")
+		if !v4 {
+			own, host = w.c.v6, netip.MustParseAddr("fd77::1")
+		}
+		service := echoIn(t, w.c.ns, own)
+		p, err := w.s.Publish(PublishConfig{Link: "c", Proto: "udp", Host: ap(host, 0), Port: service.Port()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var conns []net.Conn
+		for range 3 {
+			conn, err := nstest.Dial(t, w.server, "udp", p.Host().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			if err := conn.SetDeadline(time.Now().Add(testTimeout)); err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+		}
+		w.sendBursts(t, conns)
+	})
+}
+
+// sendBursts sends on all connections by turns, and reads what an echo makes of it.
+func (w *outsideWorld) sendBursts(t *testing.T, conns []net.Conn) {
+	t.Helper()
+	const bursts = 50
+	burst := 20 * len(conns)
+	buf := make([]byte, 65536)
+	for i := range bursts {
+		for j := range burst {
+			if _, err := conns[j%len(conns)].Write(bytes.Repeat([]byte{byte(i), byte(j)}, 600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for j := range burst {
+			n, err := conns[j%len(conns)].Read(buf)
+			if err != nil {
+				t.Fatalf("burst %d, datagram %d: %v; drops %v", i, j, err, w.c.link.Stats().Drops)
+			}
+			if n != 1200 || buf[0] != byte(i) || buf[1] != byte(j) || buf[1198] != byte(i) {
+				t.Fatalf("burst %d, datagram %d: %d bytes, of burst %d, datagram %d", i, j, n, buf[0], buf[1])
+			}
+		}
+	}
+	if d := w.c.link.Stats().Drops; len(d) > 0 {
+		t.Logf("drops %v", d)
+	}
 }
 
 // The flow that was found last is found no more when it has ended.

@@ -104,7 +104,8 @@ type natInput struct {
 
 var natInputs = sync.Pool{New: func() any { return new(natInput) }}
 
-// recv reads once, without waiting. complete makes the rest of it.
+// recv reads once, without waiting, as natSocket.send sends. complete makes the rest
+// of it.
 func (in *natInput) recv(fd uintptr, flags int) syscall.Errno {
 	in.iov.Base = &in.buf[0]
 	in.iov.SetLen(len(in.buf))
@@ -115,7 +116,7 @@ func (in *natInput) recv(fd uintptr, flags int) syscall.Errno {
 	in.msg.SetIovlen(1)
 	in.msg.SetControllen(len(in.control) * 8)
 	for {
-		n, _, errno := syscall.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&in.msg)), uintptr(flags|unix.MSG_DONTWAIT))
+		n, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&in.msg)), uintptr(flags|unix.MSG_DONTWAIT))
 		if errno == unix.EINTR {
 			continue
 		}
@@ -138,9 +139,9 @@ const maxJoined = tunnel.MaxPacket - 40 - 8
 
 // join adds a datagram of the same sender, as the kernel does to those that come
 // to it together (UDP_GRO): all of one size but for a shorter last one. It reports
-// false for what has to go on apart. To nil goes nothing.
+// false for what has to go on apart.
 func (in *natInput) join(next *natInput) bool {
-	if in == nil || len(in.data) == 0 || next.segment > 0 || len(next.data) == 0 {
+	if len(in.data) == 0 || next.segment > 0 || len(next.data) == 0 {
 		return false
 	}
 	have, segment := len(in.data), in.segment

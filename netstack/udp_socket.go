@@ -116,7 +116,9 @@ func (s *natSocket) closeIfUnused() {
 	}
 }
 
-// send calls sendmsg(2). Only the link's reader does.
+// send calls sendmsg(2). Only the link's reader does. Go is not told of the call,
+// which never waits: its monitor takes the processor away from who is in one for
+// 20 µs, as batches are.
 func (s *natSocket) send(msg *unix.Msghdr, df bool) syscall.Errno {
 	s.use.RLock()
 	defer s.use.RUnlock()
@@ -127,7 +129,7 @@ func (s *natSocket) send(msg *unix.Msghdr, df bool) syscall.Errno {
 		s.setDF(s.fd, df)
 	}
 	for {
-		_, _, errno := syscall.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		_, _, errno := syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		if errno != unix.EINTR {
 			return errno
 		}
@@ -176,7 +178,7 @@ func (s *natSocket) Ready(events uint32) {
 // read carries up to limit pieces, and reports how many there were and whether
 // that was all.
 func (s *natSocket) read(limit int) (n int, all bool) {
-	var held *natInput // what may go on together with the next
+	var held heldInputs
 	for n < limit && !all {
 		in := natInputs.Get().(*natInput)
 		if errno := s.recv(in, 0); errno != 0 {
@@ -191,15 +193,49 @@ func (s *natSocket) read(limit int) (n int, all bool) {
 		n++
 		s.faults = 0
 		in.complete()
-		if !s.ping && held.join(in) {
-			natInputs.Put(in)
+		held.add(s, in)
+	}
+	held.pass(s)
+	return n, all
+}
+
+// heldInputs are what one turn has read of a socket and may go on together with
+// more: a batch for each of as many senders as flows are gathered of at a time.
+type heldInputs struct {
+	all  [gatherFlows]*natInput
+	next int // the place that was taken longest ago, or is free
+}
+
+// add takes what was read after all that is held, and passes on what it cannot go
+// with.
+func (h *heldInputs) add(s *natSocket, in *natInput) {
+	if s.ping {
+		s.pass(in)
+		return
+	}
+	at := h.next
+	for i, have := range h.all {
+		if have == nil || have.from != in.from {
 			continue
 		}
-		s.pass(held)
-		held = in
+		if have.join(in) {
+			natInputs.Put(in)
+			return
+		}
+		at = i
 	}
-	s.pass(held)
-	return n, all
+	if at == h.next {
+		h.next = (h.next + 1) % len(h.all)
+	}
+	s.pass(h.all[at])
+	h.all[at] = in
+}
+
+// pass passes all on.
+func (h *heldInputs) pass(s *natSocket) {
+	for i := range h.all { // in the order in which they began
+		s.pass(h.all[(h.next+i)%len(h.all)])
+	}
 }
 
 // pass gives what was read to the NAT, if it is anything.
