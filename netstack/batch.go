@@ -16,19 +16,17 @@ const (
 	// writev: some nine superframes of seven views.
 	batchPieces = 64
 
-	// firstRead is what the first read(2) of a burst asks for. A request or
+	// shortRead is what is asked of a host socket that was quiet. A request or
 	// response of this size costs one read and one small copy.
-	firstRead = 16 << 10
+	shortRead = 16 << 10
 
-	// burstSize bounds the rest of a burst, and so how long others on the worker
-	// wait for their turn. The longer bursts are, the less often the processes
-	// at both ends wake up, and the more they find when they do.
+	// burstSize bounds a burst, and so how long others on the worker wait for
+	// their turn. The longer bursts are, the less often the processes at both
+	// ends wake up, and the more they find when they do.
 	burstSize = 1 << 20
 
-	// spillSize is how much one read may take beyond the stack's view of 64 KiB:
-	// each read acknowledges, and has the far kernel send, on this thread. Four
-	// views a read cost less, with the copy of three, than four reads.
-	spillSize = 192 << 10
+	// stackView is the size of the pieces in which the stack takes a burst.
+	stackView = 64 << 10
 )
 
 // batch gathers what lies in an endpoint's receive queue and writes it to the
@@ -120,19 +118,29 @@ func (b *batch) advance(n int) {
 // socket. Its length must be exact, since gVisor asks until it has as much as
 // was promised, so the rest is what the kernel says is there, and nobody else
 // reads that socket.
+//
+// The rest is read by one call, the beginning straight into the stack's view and
+// what follows into a spill. Each call acknowledges, and has the far kernel send,
+// on this thread; that costs more than the copy of the spill.
 type chunk struct {
-	mem        [spillSize]byte
-	start, end int  // of mem
-	rest       int  // bytes still in the socket
-	more       bool // the socket may have more than that
-	fd         int
-	iov        [2]unix.Iovec // of a read
+	iov   [2]unix.Iovec // of a read
+	next  []byte        // in head or spill
+	spill *spill        // nil: none is needed
+	rest  int           // bytes still in the socket
+	more  bool          // the socket may have more than that
+	fd    int
+	head  [shortRead]byte
 }
 
-var chunks = sync.Pool{New: func() any { return new(chunk) }}
+type spill [burstSize - stackView]byte
+
+var (
+	chunks = sync.Pool{New: func() any { return new(chunk) }}
+	spills = sync.Pool{New: func() any { return new(spill) }}
+)
 
 // Len is the number of bytes left.
-func (c *chunk) Len() int { return c.end - c.start + c.rest }
+func (c *chunk) Len() int { return len(c.next) + c.rest }
 
 // Read takes bytes, the socket's straight into p. Only an error of the socket,
 // or an end that the kernel had not announced, ends it early.
@@ -140,48 +148,78 @@ func (c *chunk) Read(p []byte) (int, error) {
 	if len(p) == 0 || c.Len() == 0 {
 		return 0, nil
 	}
-	if c.start == c.end {
-		return c.take(p)
+	if len(c.next) == 0 {
+		return c.readRest(p)
 	}
-	n := copy(p, c.mem[c.start:c.end])
-	c.start += n
+	n := copy(p, c.next)
+	c.next = c.next[n:]
+	if len(c.next) == 0 {
+		c.empty()
+	}
 	return n, nil
 }
 
-// take reads from the socket into p, and what follows into mem.
-func (c *chunk) take(p []byte) (int, error) {
-	p = p[:min(len(p), c.rest)]
-	n, errno := c.readv(p, c.mem[:min(len(c.mem), c.rest-len(p))])
-	if errno != 0 {
-		return 0, errno
+// empty gives back what own memory can be done without.
+func (c *chunk) empty() {
+	c.next = nil
+	if c.spill != nil {
+		spills.Put(c.spill)
+		c.spill = nil
 	}
-	if n == 0 {
+}
+
+// readRest reads what is in the socket into p, and what follows into a spill.
+func (c *chunk) readRest(p []byte) (int, error) {
+	p = p[:min(len(p), c.rest)]
+	var beyond []byte
+	if c.rest > len(p) {
+		c.spill = spills.Get().(*spill)
+		beyond = c.spill[:min(len(c.spill), c.rest-len(p))]
+	}
+	n, errno := c.readv(p, beyond)
+	direct := min(n, len(p))
+	c.rest -= n
+	if c.next = beyond[:n-direct]; len(c.next) == 0 {
+		c.empty()
+	}
+	switch {
+	case errno != 0:
+		return 0, errno
+	case n == 0:
 		return 0, io.ErrUnexpectedEOF
 	}
-	c.rest -= n
-	direct := min(n, len(p))
-	c.start, c.end = 0, n-direct
 	return direct, nil
 }
 
-// fill reads the beginning of a burst: nothing at the host's FIN, EAGAIN when
-// there is nothing yet.
-func (c *chunk) fill(fd int) syscall.Errno {
-	c.fd = fd
-	n, errno := c.readv(c.mem[:firstRead], nil)
+// fill begins a burst: nothing at the host's FIN, EAGAIN when there is nothing
+// yet. Of a busy socket it asks first how much there is, for a short read would
+// acknowledge alone.
+func (c *chunk) fill(fd int, busy bool) syscall.Errno {
+	c.fd, c.rest, c.more = fd, 0, false
+	if busy && c.promise(shortRead) {
+		return 0
+	}
+	n, errno := c.readv(c.head[:], nil)
 	if errno != 0 {
 		return errno
 	}
-	c.start, c.end, c.rest = 0, n, 0
-	if c.more = n == firstRead; !c.more {
-		return 0
+	c.next = c.head[:n]
+	if n == len(c.head) {
+		c.promise(0)
 	}
-	left, err := unix.IoctlGetInt(fd, unix.TIOCINQ) // of a TCP socket cannot fail
-	if err != nil {
-		left = 0
+	return 0
+}
+
+// promise makes what is in the socket the rest of the burst, if it is more than
+// that many bytes.
+func (c *chunk) promise(than int) bool {
+	left, err := unix.IoctlGetInt(c.fd, unix.TIOCINQ) // of a TCP socket cannot fail
+	if err != nil || left <= than {
+		return false
 	}
 	c.rest = min(left, burstSize)
-	return 0
+	c.more = left > c.rest
+	return true
 }
 
 // readv reads what the socket has into a, which is not empty, and then b.

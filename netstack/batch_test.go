@@ -54,44 +54,51 @@ func awaitBytes(t *testing.T, fd, n int) {
 	}
 }
 
-// stackView is the size of the pieces in which gVisor reads.
-const stackView = 64 << 10
-
 // Whatever a burst's length, its bytes come whole and in order, and as many as
 // were promised; what arrives meanwhile waits for the next burst.
 func TestChunkPromisesWhatItReads(t *testing.T) {
-	for _, size := range []int{
-		1, firstRead - 1, firstRead, firstRead + 1, firstRead + stackView, firstRead + stackView + 1,
-		firstRead + stackView + spillSize, firstRead + 2*(stackView+spillSize) + 5, 600_000,
-	} {
-		fd, far := hostPair(t)
-		want := make([]byte, size)
-		_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
-		mustWriteAll(t, far, want)
-		awaitBytes(t, fd, size)
-		c := new(chunk)
-		if errno := c.fill(fd); errno != 0 {
-			t.Fatal(errno)
+	for _, busy := range []bool{false, true} {
+		for _, size := range []int{
+			1, shortRead - 1, shortRead, shortRead + 1, stackView, stackView + 1,
+			shortRead + stackView, shortRead + stackView + 1, 600_000,
+		} {
+			testBurst(t, busy, size)
 		}
-		if c.Len() != size || c.more != (size >= firstRead) {
-			t.Errorf("of %d bytes %d are promised, more: %v", size, c.Len(), c.more)
+	}
+}
+
+func testBurst(t *testing.T, busy bool, size int) {
+	fd, far := hostPair(t)
+	want := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
+	mustWriteAll(t, far, want)
+	awaitBytes(t, fd, size)
+	c := new(chunk)
+	if errno := c.fill(fd, busy); errno != 0 {
+		t.Fatal(errno)
+	}
+	if c.Len() != size || c.more {
+		t.Errorf("of %d bytes %d are promised, more: %v", size, c.Len(), c.more)
+	}
+	rest := c.rest
+	mustWriteAll(t, far, []byte("next"))
+	awaitBytes(t, fd, rest+4)
+	var got []byte
+	for p := make([]byte, stackView); c.Len() > 0; {
+		n, err := c.Read(p)
+		if n == 0 || err != nil {
+			t.Fatalf("of %d bytes, after %d: %d, %v", size, len(got), n, err)
 		}
-		mustWriteAll(t, far, []byte("next"))
-		awaitBytes(t, fd, size-c.end+4)
-		var got []byte
-		for p := make([]byte, stackView); c.Len() > 0; {
-			n, err := c.Read(p)
-			if n == 0 || err != nil {
-				t.Fatalf("of %d bytes, after %d: %d, %v", size, len(got), n, err)
-			}
-			got = append(got, p[:n]...)
-		}
-		if !bytes.Equal(got, want) {
-			t.Errorf("%d bytes changed on the way", size)
-		}
-		if errno := c.fill(fd); errno != 0 || string(c.mem[:c.end]) != "next" {
-			t.Errorf("then came %q, %v", c.mem[:c.end], errno)
-		}
+		got = append(got, p[:n]...)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes changed on the way", size)
+	}
+	if c.spill != nil {
+		t.Error("an empty burst holds a spill")
+	}
+	if errno := c.fill(fd, busy); errno != 0 || string(c.next) != "next" {
+		t.Errorf("then came %q, %v", c.next, errno)
 	}
 }
 
@@ -99,10 +106,13 @@ func TestChunkPromisesWhatItReads(t *testing.T) {
 func TestChunkIsBounded(t *testing.T) {
 	fd, far := hostPair(t)
 	go func() { _, _ = far.Write(make([]byte, 4<<20)) }() // the end of the test ends it
-	awaitBytes(t, fd, firstRead+burstSize+1)
-	c := new(chunk)
-	if errno := c.fill(fd); errno != 0 || c.Len() != firstRead+burstSize {
-		t.Errorf("a burst of %d bytes, %v; want %d", c.Len(), errno, firstRead+burstSize)
+	awaitBytes(t, fd, shortRead+burstSize+1)
+	for busy, want := range map[bool]int{true: burstSize, false: shortRead + burstSize} {
+		c := new(chunk)
+		if errno := c.fill(fd, busy); errno != 0 || c.Len() != want || !c.more {
+			t.Errorf("busy %v: a burst of %d bytes, more: %v, %v; want %d and more", busy, c.Len(), c.more, errno, want)
+		}
+		awaitBytes(t, fd, shortRead+burstSize+1)
 	}
 }
 
@@ -116,18 +126,18 @@ func TestChunkOfABrokenSocket(t *testing.T) {
 	if n, err := c.Read(make([]byte, 10)); n != 0 || err != io.ErrUnexpectedEOF {
 		t.Errorf("%d, %v; want an unexpected end", n, err)
 	}
-	if errno := c.fill(fd); errno != 0 || c.Len() != 0 {
+	if errno := c.fill(fd, false); errno != 0 || c.Len() != 0 {
 		t.Errorf("at the end: %d bytes, %v; want none", c.Len(), errno)
 	}
 }
 
 func TestChunkAllocatesNothing(t *testing.T) {
 	fd, far := hostPair(t)
-	c, p, data := new(chunk), make([]byte, stackView), make([]byte, firstRead+stackView+1000)
+	c, p, data := new(chunk), make([]byte, stackView), make([]byte, 3*stackView)
 	if n := testing.AllocsPerRun(20, func() {
 		mustWriteAll(t, far, data)
 		awaitReadable(t, fd)
-		if errno := c.fill(fd); errno != 0 {
+		if errno := c.fill(fd, true); errno != 0 {
 			t.Fatal(errno)
 		}
 		for c.Len() > 0 {

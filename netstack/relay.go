@@ -50,6 +50,7 @@ type relay struct {
 	watch        eventloop.Watch
 	begun, ended bool
 	hostReadable bool
+	hostBusy     bool // its last burst was more than a short read
 	hostWritable bool
 	hostEnding   bool // the host's end has sent FIN, or failed
 	fromDone     bool // the container's FIN has been passed on
@@ -232,7 +233,7 @@ func (r *relay) moveToContainer() (again bool) {
 // none.
 func (r *relay) receive() bool {
 	c := chunks.Get().(*chunk)
-	switch errno := c.fill(r.host); {
+	switch errno := c.fill(r.host, r.hostBusy); {
 	case errno == unix.EAGAIN:
 		r.hostReadable = false
 	case errno != 0:
@@ -243,10 +244,10 @@ func (r *relay) receive() bool {
 			r.failed(tcpipError(err), "container")
 		}
 	default:
-		// A read that got less than it asked for has left nothing, and what
-		// comes later is told. But an end that came with the last bytes was told
-		// already.
+		// What comes later is told. But an end that came with the last bytes was
+		// told already.
 		r.hostReadable = c.more || r.hostEnding
+		r.hostBusy = c.rest > 0
 		r.held = c
 		return true
 	}
@@ -283,6 +284,7 @@ func (r *relay) offer() bool {
 // release gives back what is held.
 func (r *relay) release() {
 	if r.held != nil {
+		r.held.empty()
 		chunks.Put(r.held)
 		r.held = nil
 	}
