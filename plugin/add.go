@@ -39,7 +39,7 @@ type adding struct {
 	leased  *types100.Result // the IPAM plugin's result; nil: none was run
 	request control.AttachRequest
 	tun     *os.File     // or TAP
-	moved   func() error // waits for the end of the device's move
+	moved   func() error // waits for the end of the device's move; nil: it is not moved
 	sockets []*os.File   // of request.Publications, as opened.files
 	link    *control.Attachment
 	iface   netns.Interface
@@ -57,7 +57,7 @@ func (i *invocation) add(ctx context.Context) error {
 	}{
 		{"judge", a.judge},
 		{"namespace", a.openNamespace},
-		{"device", a.sendDevice},
+		{"device", a.makeDevice},
 		{"ipam", a.runIPAM},
 		{"listen", a.openPorts},
 		{"attach", a.attach},
@@ -335,11 +335,13 @@ func noNetwork(err error) error {
 
 // attach hands the descriptors over and gets the addresses.
 func (a *adding) attach(ctx context.Context) error {
-	err := a.withDaemon(ctx, func(ctx context.Context) error {
-		var err error
-		a.link, err = a.client.Attach(ctx, a.request, append([]*os.File{a.tun}, a.sockets...)...)
-		return err
-	})
+	err := a.withDaemon(ctx, a.tryAttach)
+	if control.CodeOf(err) == control.CodeUnwatched {
+		if err = a.unpin(); err != nil {
+			return err
+		}
+		err = a.withDaemon(ctx, a.tryAttach)
+	}
 	if err != nil {
 		return a.leaseError(err, a.asked)
 	}
@@ -355,6 +357,11 @@ func (a *adding) attach(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+func (a *adding) tryAttach(ctx context.Context) (err error) {
+	a.link, err = a.client.Attach(ctx, a.request, append([]*os.File{a.tun}, a.sockets...)...)
+	return err
 }
 
 // leaseError adds to the daemon's words, which name the value and who holds it,

@@ -63,15 +63,17 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-// startDaemon starts the real daemon in the host namespace; kill kills it.
-func (b *bed) startDaemon() (kill func()) {
+// startDaemon starts the real daemon in the host namespace, by the command
+// before if there is one; kill kills it.
+func (b *bed) startDaemon(before ...string) (kill func()) {
 	b.t.Helper()
 	binary, err := buildUsernet()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	var log bytes.Buffer
-	cmd := exec.Command(binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(filepath.Dir(filepath.Dir(b.socket)), "state"))
+	argv := append(before, binary, "daemon", "--socket", b.socket, "--state-dir", filepath.Join(filepath.Dir(filepath.Dir(b.socket)), "state"))
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	nstest.Start(b.t, b.host, cmd)
 	b.daemon = cmd

@@ -4,24 +4,56 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/tunnel"
 )
 
-// sendDevice makes the TUN or TAP in the plugin's own namespace, marked with
-// whose it is, and sends it into the container's. That takes longer than all
-// other steps together, and none of them needs it before the addresses are set.
-func (a *adding) sendDevice(context.Context) error {
-	options := tunnel.Options{MTU: a.conf.MTU, TAP: a.conf.tap(), Alias: linkAlias(a.key())}
+// makeDevice makes the TUN or TAP, marked with whose it is: in the container's
+// namespace, where the daemon may see that end, and else outside.
+func (a *adding) makeDevice(context.Context) error {
+	a.undo.Add(a.deleteDevice)
+	if a.request.Pinned = mayPin(a.request.NetnsPath); a.request.Pinned {
+		return a.createDevice(a.target, a.params.IfName)
+	}
+	return a.sendDevice()
+}
+
+// mayPin reports whether the daemon may see the end of a namespace by its path,
+// which it judges when it attaches. Paths of a process end with that, unseen.
+func mayPin(path string) bool {
+	return path != "" && !strings.HasPrefix(path, "/proc/")
+}
+
+// createDevice makes the device in a namespace; an empty name leaves it to the
+// kernel.
+func (a *adding) createDevice(where *netns.Handle, name string) error {
+	options := tunnel.Options{Name: name, MTU: a.conf.MTU, TAP: a.conf.tap(), Alias: linkAlias(a.key())}
 	if options.TAP {
 		options.MAC = a.mac
 	}
-	var err error
-	if a.tun, err = tunnel.Create(options); err != nil {
+	err := where.Do(func() (err error) {
+		a.tun, err = tunnel.Create(options)
+		return err
+	})
+	switch {
+	case name != "" && errors.Is(err, fs.ErrExist):
+		return a.nameTaken()
+	case err != nil:
 		return fail(ErrDevice, "%v; the plugin needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN", err)
 	}
-	a.undo.Add(a.deleteDevice)
+	return nil
+}
+
+// sendDevice makes the device in the plugin's own namespace and sends it into
+// the container's. That takes longer than all other steps together, and none of
+// them needs it before the addresses are set.
+func (a *adding) sendDevice() error {
+	if err := a.createDevice(a.own, ""); err != nil {
+		return err
+	}
 	name, err := tunnel.Name(a.tun)
 	if err != nil {
 		return fail(ErrDevice, "name of the new device: %v", err)
@@ -30,6 +62,15 @@ func (a *adding) sendDevice(context.Context) error {
 		return a.own.Do(func() error { return netns.Move(a.target, name, a.params.IfName) })
 	})
 	return nil
+}
+
+// unpin replaces a device that the daemon would not see end by one that comes
+// from outside.
+func (a *adding) unpin() error {
+	a.deleteDevice()
+	a.tun.Close()
+	a.tun, a.request.Pinned = nil, false
+	return a.sendDevice()
 }
 
 // inBackground runs fn in a goroutine, which ends with fn, and returns a function
@@ -49,6 +90,9 @@ func inBackground(fn func() error) (wait func() error) {
 
 // awaitDevice waits until the device is in the container.
 func (a *adding) awaitDevice(context.Context) error {
+	if a.moved == nil {
+		return nil // it was made there
+	}
 	err := a.moved()
 	if errors.Is(err, netns.ErrExists) {
 		return a.nameTaken()
@@ -59,9 +103,12 @@ func (a *adding) awaitDevice(context.Context) error {
 	return nil
 }
 
-// deleteDevice takes sendDevice back. It asks the descriptor for namespace and
+// deleteDevice takes makeDevice back. It asks the descriptor for namespace and
 // name: what bears a name that the device once had may be another plugin's.
 func (a *adding) deleteDevice() {
+	if a.tun == nil {
+		return
+	}
 	if a.moved != nil {
 		_ = a.moved() // told by the step "move", if it came to that
 	}

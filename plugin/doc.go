@@ -21,10 +21,14 @@
 //  1. Judge: environment, version, configuration, capability arguments, the
 //     namespace (it must be one, and not the plugin's own), the interface name
 //     (it must be free).
-//  2. In the plugin's own namespace: the device, under a temporary name, which is
-//     sent into the container's at once. The kernel takes more time for that
-//     than everything else takes, and the next steps go on meanwhile. Created
-//     outside and moved in, the device's death is visible at its descriptor.
+//  2. The device. Where CNI_NETNS is a path at which the daemon may see the
+//     container's end, a mount as most runtimes make it, it is made in the
+//     container's namespace, which its descriptor then keeps alive. For other
+//     paths (/proc/PID/ns/net), and where the daemon refuses in step 5 for lack of
+//     sight, it is made in the plugin's own namespace and sent into the
+//     container's at once: such a device's death is visible at its descriptor, but
+//     the kernel takes more time for the move than everything else takes, and
+//     the next steps go on meanwhile.
 //  3. Addresses: the IPAM plugin that ipam.type names is run, or, for
 //     ipam.type "usernet", the daemon leases them in step 5.
 //  4. One listening socket for each port mapping and address family (see
@@ -35,7 +39,7 @@
 //     is uncommitted: it ends with the connection, so a plugin that dies here
 //     leaves nothing; and the device ends with the plugin's descriptor and the
 //     daemon's, wherever it is on its way.
-//  6. The device is awaited in the container. With the namespace locked against
+//  6. A device on its way is awaited in the container. With the namespace locked against
 //     other ADDs it is given addresses and routes, set up, and compared with
 //     what was wanted. Default routes of several networks get metrics by
 //     the number in the interface's name, so that eth0's is the one in use. Then the

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 
@@ -75,7 +76,8 @@ func (o Options) kind() string {
 // It carries virtio headers with checksum and TCP segmentation offload, and
 // UDP segmentation offload where the kernel has it (Linux 6.2).
 //
-// Callers that care about the namespace hold runtime.LockOSThread.
+// Callers that care about the namespace hold runtime.LockOSThread. The error
+// matches fs.ErrExist when the namespace has an interface of the name.
 func Create(o Options) (*os.File, error) {
 	o.Name = cmp.Or(o.Name, temporaryName)
 	o.MTU = cmp.Or(o.MTU, DefaultMTU)
@@ -91,9 +93,12 @@ func Create(o Options) (*os.File, error) {
 var errTUNHasNoMAC = errors.New("a TUN has no MAC address: set Options.TAP, or no Options.MAC")
 
 func create(o Options) (*os.File, error) {
-	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	// Exclusive: else a device that is there already would be joined.
+	flags := uint16(unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
 	if o.TAP {
-		flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+		flags |= unix.IFF_TAP
+	} else {
+		flags |= unix.IFF_TUN
 	}
 	if len(o.MAC) > 0 {
 		if !o.TAP {
@@ -124,7 +129,7 @@ func attach(fd int, ifr *unix.Ifreq, flags uint16, o Options) error {
 	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		if errors.Is(err, unix.EBUSY) {
-			err = fmt.Errorf("an interface of this name exists already: %w", err)
+			err = fmt.Errorf("an interface of this name exists already: %w", fs.ErrExist)
 		}
 		return fmt.Errorf("TUNSETIFF: %w", err)
 	}

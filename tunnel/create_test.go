@@ -3,6 +3,7 @@ package tunnel_test
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"runtime"
@@ -98,13 +99,15 @@ func TestNetnsCreateMakesADeviceThatIsReadyToOpen(t *testing.T) {
 func TestNetnsCreateRefusesWithoutLeak(t *testing.T) {
 	ns := nstest.NewNS(t)
 	createIn(t, ns, tunnel.Options{Name: "taken"})
+	createIn(t, ns, tunnel.Options{Name: "kept", Persist: true}).Close()
 	before := openFiles(t)
 	for name, test := range map[string]struct {
 		options tunnel.Options
 		want    error
 		says    string
 	}{
-		"name taken":    {tunnel.Options{Name: "taken"}, unix.EBUSY, `create TUN "taken": TUNSETIFF: an interface of this name exists already`},
+		"without owner": {tunnel.Options{Name: "kept"}, fs.ErrExist, `create TUN "kept": TUNSETIFF: an interface of this name exists already`},
+		"name taken":    {tunnel.Options{Name: "taken"}, fs.ErrExist, `create TUN "taken": TUNSETIFF: an interface of this name exists already`},
 		"name too long": {tunnel.Options{Name: "sixteen-letters!"}, unix.EINVAL, "longer than 15 bytes"},
 		"bad name":      {tunnel.Options{Name: "a/b"}, unix.EINVAL, `create TUN "a/b": TUNSETIFF`},
 		"long alias":    {tunnel.Options{Name: "noted", Alias: strings.Repeat("x", 256)}, unix.ERANGE, `alias "xxx`},
@@ -124,8 +127,8 @@ func TestNetnsCreateRefusesWithoutLeak(t *testing.T) {
 	if after := openFiles(t); after != before {
 		t.Errorf("%d descriptors open after refusals, %d before", after, before)
 	}
-	if all := interfaces(t, ns); len(all) != 1 {
-		t.Errorf("interfaces after refusals: %v, want taken alone", all)
+	if all := interfaces(t, ns); len(all) != 2 {
+		t.Errorf("interfaces after refusals: %v, want taken and kept", all)
 	}
 }
 

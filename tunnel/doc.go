@@ -46,8 +46,8 @@
 // A TUN made in the maker's namespace by [Create] and then moved into a
 // container's reports POLLERR as soon as the container's namespace dies, and
 // ReadFrame returns [ErrGone]. One made inside the container's namespace pins
-// that namespace silently for as long as the descriptor is open. So the plugin
-// creates outside and moves in; the tests TestNetnsTunMovedReportsNamespaceDeath
+// that namespace silently for as long as the descriptor is open: it is for makers
+// that see the container's end otherwise. The tests TestNetnsTunMovedReportsNamespaceDeath
 // and TestNetnsTunOpenedInsidePinsNamespace hold both statements against the
 // running kernel.
 //

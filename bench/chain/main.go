@@ -64,7 +64,7 @@ func prepare() error {
 			return fmt.Errorf("mount %s at %s: %w", m.kind, m.at, err)
 		}
 	}
-	return errors.Join(os.Chmod("/run", 0o755), os.Chmod("/var/lib", 0o755), exec.Command("ip", "link", "set", "lo", "up").Run())
+	return errors.Join(os.Chmod("/run", 0o755), os.Mkdir("/run/netns", 0o755), os.Chmod("/var/lib", 0o755), exec.Command("ip", "link", "set", "lo", "up").Run())
 }
 
 func bench(ref, bin string, rounds int, settle time.Duration) error {
@@ -136,16 +136,16 @@ func (s *suite) round(id string) error {
 	if s.took == nil {
 		s.took = map[string][]time.Duration{}
 	}
-	ns, err := newNamespace()
-	if err != nil {
+	path := "/run/netns/" + id
+	if err := newNamespace(path); err != nil {
 		return err
 	}
-	defer syscall.Close(ns)
-	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns)
+	defer removeNamespace(path)
 	list := s.list()
 	var prev json.RawMessage
 	began := time.Now()
 	for _, conf := range list {
+		var err error
 		if prev, err = s.run("ADD", id, path, conf, prev); err != nil {
 			return err
 		}
@@ -161,19 +161,28 @@ func (s *suite) round(id string) error {
 	return nil
 }
 
-// newNamespace returns a descriptor of a network namespace in which nothing
-// runs. The thread that made it ends.
-func newNamespace() (fd int, err error) {
+// newNamespace mounts a network namespace in which nothing runs at a path, as
+// runtimes do. The thread that made it ends.
+func newNamespace(path string) (err error) {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // and never unlock: the runtime ends the thread
 		if err = syscall.Unshare(syscall.CLONE_NEWNET); err == nil {
-			fd, err = syscall.Open("/proc/thread-self/ns/net", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+			err = syscall.Mount("/proc/thread-self/ns/net", path, "", syscall.MS_BIND, "")
 		}
 	}()
 	<-done
-	return fd, err
+	return err
+}
+
+func removeNamespace(path string) {
+	if err := errors.Join(syscall.Unmount(path, syscall.MNT_DETACH), os.Remove(path)); err != nil {
+		fmt.Fprintln(os.Stderr, "chain:", err)
+	}
 }
 
 // run executes one plugin.

@@ -22,6 +22,7 @@ const (
 	CodeNetworkExists Code = "network_exists" // the name or an overlapping subnet is taken
 	CodeNetworkInUse  Code = "network_in_use" // the network still has links
 	CodeDescriptor    Code = "descriptor"     // the descriptors are missing, too many, or not what they should be
+	CodeUnwatched     Code = "unwatched"      // the end of a namespace that a descriptor keeps alive would not be seen
 	CodeForbidden     Code = "forbidden"      // the caller's uid may not use the socket
 	CodeUnavailable   Code = "unavailable"    // starting, stopping or out of descriptors: try again later
 	CodeVersion       Code = "version"        // client and daemon speak different protocol versions
@@ -40,6 +41,7 @@ var httpStatus = map[Code]int{
 	CodeNetworkExists: http.StatusConflict,
 	CodeNetworkInUse:  http.StatusConflict,
 	CodeDescriptor:    http.StatusUnprocessableEntity,
+	CodeUnwatched:     http.StatusUnprocessableEntity,
 	CodeForbidden:     http.StatusForbidden,
 	CodeUnavailable:   http.StatusServiceUnavailable,
 	CodeVersion:       http.StatusBadRequest,

@@ -100,6 +100,7 @@ type AttachRequest struct {
 	IfName    string `json:"ifname"`              // interface name inside the container, 1..15 bytes
 	Netns     uint64 `json:"netns,omitempty"`     // inode of the container's network namespace; 0: unknown
 	NetnsPath string `json:"netnsPath,omitempty"` // where the caller found it, absolute; by it a later daemon tells whether the namespace is still there
+	Pinned    bool   `json:"pinned,omitempty"`    // the first descriptor was opened inside the namespace and keeps it alive: the daemon has to see its end at NetnsPath, or refuses with CodeUnwatched
 	BootID    string `json:"bootID,omitempty"`    // /proc/sys/kernel/random/boot_id as the caller sees it; empty: the daemon's
 	Owner     string `json:"owner,omitempty"`     // tag of the runtime; GC with the same tag judges this link. Empty is a tag too
 	HostNetns uint64 `json:"hostNetns,omitempty"` // inode of the host's namespace that is to reach the link, by a host link (POST /v1/networks/{name}/hosts); 0: none

@@ -139,7 +139,8 @@ func (a *attaching) intent(context.Context) error {
 			BootID: a.d.bootID, Netns: req.Netns, NetnsPath: req.NetnsPath, HostNetns: req.HostNetns, Owner: req.Owner,
 			MTU: req.MTU, Device: req.Device, MAC: req.MAC, Ephemeral: req.Ephemeral, Created: time.Now().UTC(),
 		},
-		now: amendable{Hostname: req.Hostname, Aliases: req.Aliases, Bandwidth: req.Bandwidth},
+		pinned: req.Pinned,
+		now:    amendable{Hostname: req.Hostname, Aliases: req.Aliases, Bandwidth: req.Bandwidth},
 	}
 	if a.l.rec.MTU == 0 {
 		a.l.rec.MTU = a.n.rec.MTU
@@ -320,7 +321,7 @@ func (a *attaching) join(ctx context.Context) error {
 		}
 		d.releaseHost(ctx, a.n, a.l.rec.HostNetns)
 	})
-	return nil
+	return checkPinned(a.req) // again: from here on reapEnded looks
 }
 
 // dhcp is what DHCP clients are told. A TUN has none: they speak Ethernet.

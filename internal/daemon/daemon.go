@@ -35,7 +35,7 @@ type Daemon struct {
 
 	defining chan struct{}  // see lockDefinitions
 	activity chan struct{}  // see poke
-	leasing  chan struct{}  // see watchLeases
+	placed   chan struct{}  // see watchPlace
 	watchers sync.WaitGroup // link.watch of every link
 	bound    sync.WaitGroup // links that end with a connection, and link.abandon
 	calm     *time.Timer    // runs out calmTime after the last poke
@@ -63,7 +63,7 @@ func New(cfg Config) (*Daemon, error) {
 	}
 	d := &Daemon{
 		cfg: cfg, log: cfg.Log, bootID: strings.TrimSpace(string(bootID)),
-		defining: make(chan struct{}, 1), activity: make(chan struct{}, 1), leasing: make(chan struct{}, 1), stop: make(chan struct{}),
+		defining: make(chan struct{}, 1), activity: make(chan struct{}, 1), placed: make(chan struct{}, 1), stop: make(chan struct{}),
 		networks: map[string]*network{}, pools: map[string]*pool{},
 	}
 	d.metrics = newMetrics(d)
@@ -155,8 +155,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	defer helpers.Wait()
 	defer cancel(nil) // before the wait
 	helpers.Go(func() { d.followHost(ctx) })
-	helpers.Go(func() { d.reapLost(ctx) })
-	helpers.Go(func() { d.reapLeases(ctx) })
+	helpers.Go(func() { d.reapEnded(ctx) })
 	if d.cfg.IdleExit > 0 {
 		helpers.Go(func() { d.exitWhenIdle(ctx, cancel) })
 	}

@@ -25,7 +25,11 @@
 //
 // A link ends by DEL, by GC, with its connection as above, or by itself: when
 // the container's namespace dies the device reports it and the link is removed
-// with its lease, without DEL. Removal goes from the outside in (flows and
+// with its lease, without DEL. A device that was made inside the namespace does
+// not: it keeps that alive, is pinned. Such a link is taken only with the path at
+// which the namespace is mounted, as runtimes mount it, and where this process
+// sees that mount; reapEnded removes the link when the path leads elsewhere. What
+// still runs in the namespace then has no network any more. Removal goes from the outside in (flows and
 // publications, lease, record), so that an address is free only when nothing
 // uses it.
 //
@@ -47,7 +51,7 @@
 // that ever gave a bare lease is on record by itself and outlives the network; its
 // ranges are those of the network, or without one of the latest request. A bare
 // lease ends by release, by DEL of a link of its key, by GC, with the boot, or when
-// reapLeases sees the path of its namespace lead elsewhere. It watches only paths
+// reapEnded sees the path of its namespace lead elsewhere. It watches only paths
 // at which this process saw the namespace when it leased: of another mount
 // namespace's paths it would take every lease for dead.
 //
@@ -78,7 +82,7 @@
 // tables and is never held over I/O. Order: link key, definitions, Daemon.mu.
 // pool.using comes between the two. Goroutines: link.watch per link, ending with
 // its device; link.abandon, once, for a link whose connection ended; while serving,
-// followHost, exitWhenIdle, answer, reapLeases and, while links are lost, reapLost.
+// followHost, exitWhenIdle, answer, reapEnded and the one that tells it of mounts.
 // Run waits for all of them.
 //
 // # Bounds

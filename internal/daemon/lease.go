@@ -128,7 +128,7 @@ func (d *Daemon) Acquire(ctx context.Context, req *control.LeaseRequest) (*contr
 	}
 	d.log.Info("addresses leased", "lease", key.String(), "addrs", l.Addrs)
 	d.poke()
-	d.watchLeases()
+	d.watchPlace()
 	return l.describe(), nil
 }
 
@@ -229,43 +229,7 @@ func (d *Daemon) releaseIf(ctx context.Context, b bareLease, reason string) (rel
 }
 
 // dead reports whether a lease's namespace is seen to be no more.
-func (b *bareLease) dead() bool { return fateOf(b.note.NetnsPath, b.Netns) == fateDead }
-
-// watchLeases has reapLeases look, now that there is a lease.
-func (d *Daemon) watchLeases() {
-	select {
-	case d.leasing <- struct{}{}:
-	default: // it has been told already
-	}
-}
-
-// reapLeases ends bare leases as their namespaces die. It sleeps while there is
-// none whose end could be seen. It ends with ctx; serve waits for it.
-func (d *Daemon) reapLeases(ctx context.Context) {
-	tick := time.NewTicker(reapTime)
-	defer tick.Stop()
-	for {
-		var wake <-chan time.Time
-		for _, b := range d.bareLeases("") {
-			if b.note.NetnsPath == "" {
-				continue
-			}
-			wake = tick.C
-			if !b.dead() {
-				continue
-			}
-			if _, err := d.releaseIf(ctx, b, "its namespace died"); err != nil && ctx.Err() == nil {
-				d.log.Error("lease stays", "lease", b.key.String(), "err", err)
-			}
-		}
-		select {
-		case <-wake:
-		case <-d.leasing:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
+func (b *bareLease) dead() bool { return b.note.NetnsPath != "" && ended(b.note.NetnsPath, b.Netns) }
 
 // leaseSurvives reports whether a bare lease of an earlier daemon is to be kept.
 func (d *Daemon) leaseSurvives(l ipam.Lease) bool {

@@ -18,6 +18,8 @@ type link struct {
 	rec *linkRecord    // not changed once the link is in the tables; what may change is below
 	sl  *netstack.Link // nil when lost
 
+	pinned bool // the device keeps the namespace alive: reapEnded sees to the link
+
 	session *control.Session // whose end undoes an uncommitted or ephemeral link
 	unbind  func() bool      // stops that
 

@@ -43,7 +43,7 @@ func TestNetnsFateOf(t *testing.T) {
 		"no inode":          {path, 0, fateUnknown},
 		"gone":              {filepath.Join(filepath.Dir(file), "gone"), ns.Inode(), fateDead},
 		"process gone":      {"/proc/4194305/ns/net", ns.Inode(), fateDead}, // above the largest PID_MAX_LIMIT
-		"nothing mounted":   {file, ns.Inode(), fateUnknown},
+		"nothing mounted":   {file, ns.Inode(), fateUnmounted},
 		"below a file":      {filepath.Join(file, "net"), ns.Inode(), fateDead},
 		"own, by a process": {"/proc/self/ns/net", ns.Inode(), fateDead},
 	} {

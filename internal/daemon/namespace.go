@@ -1,12 +1,11 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +18,7 @@ type fate int
 const (
 	fateUnknown fate = iota
 	fateAlive
+	fateUnmounted // a file is there that is no namespace: nothing is mounted on it, to us
 	fateDead
 )
 
@@ -27,8 +27,8 @@ const (
 // runtime has ended the container. Everything else, such as a path that this
 // process may not follow or whose mount it does not see, tells nothing.
 //
-// An inode may be another namespace's after its own has died, so that alive can
-// be wrong; dead is wrong only where the caller saw a file system that this
+// An inode may be another namespace's, or another file's, after its own has died,
+// so that alive can be wrong; dead is wrong only where the caller saw a file system that this
 // process does not.
 func fateOf(path string, inode uint64) fate {
 	if path == "" || inode == 0 {
@@ -41,61 +41,45 @@ func fateOf(path string, inode uint64) fate {
 	case err != nil:
 		return fateUnknown
 	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Ino == inode {
+		return fateAlive
+	}
 	var f unix.Statfs_t
-	if err := unix.Statfs(path, &f); err != nil || f.Type != unix.NSFS_MAGIC {
-		return fateUnknown // a mount point that nothing is mounted on, to us
+	switch err := unix.Statfs(path, &f); {
+	case err != nil:
+		return fateUnknown
+	case f.Type != unix.NSFS_MAGIC:
+		return fateUnmounted
 	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || sys.Ino != inode {
-		return fateDead
-	}
-	return fateAlive
+	return fateDead
 }
 
-// reapTime is how often the namespaces of lost links are looked at. Links that
-// have their device need no look: the device tells.
-const reapTime = time.Second
-
-// reapLost removes lost links as their namespaces die. It ends with ctx or when
-// no link is lost any more, since none becomes so while the daemon serves; serve
-// waits for it.
-func (d *Daemon) reapLost(ctx context.Context) {
-	tick := time.NewTicker(reapTime)
-	defer tick.Stop()
-	for {
-		lost := false
-		for _, l := range d.linkList() {
-			if l.sl != nil {
-				continue
-			}
-			lost = true
-			if fateOf(l.rec.NetnsPath, l.rec.Netns) == fateDead {
-				d.reap(ctx, l)
-			}
-		}
-		if !lost {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+// ended is fateOf for a path at which this process has seen the namespace: who
+// unmounts it has ended the container as well.
+func ended(path string, inode uint64) bool {
+	f := fateOf(path, inode)
+	return f == fateDead || f == fateUnmounted
 }
 
-// reap removes one lost link unless it has been attached anew.
-func (d *Daemon) reap(ctx context.Context, l *link) {
-	unlock, err := d.keys.lock(ctx, l.key())
-	if err != nil {
-		return // the daemon ends; the next one looks again
+// toldByMounts reports whether the end of a path is a change of this process's
+// mounts. Paths by way of a process end with that, untold.
+func toldByMounts(path string) bool {
+	if strings.HasPrefix(path, "/proc/") {
+		return false
 	}
-	defer unlock()
-	if d.link(l.key()) != l {
-		return
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+// checkPinned refuses a descriptor that keeps its namespace alive where the
+// namespace's end, in the eyes of everybody else, would not be seen.
+func checkPinned(req *control.AttachRequest) error {
+	if !req.Pinned || fateOf(req.NetnsPath, req.Netns) == fateAlive && toldByMounts(req.NetnsPath) {
+		return nil
 	}
-	if err := l.remove(ctx, namespaceEnded); err != nil {
-		d.log.Error("link not removed whole", "link", l.key().String(), "err", err)
-	}
+	return control.Errorf(control.CodeUnwatched, "netnsPath %q is no mount point of net:[%d] that the daemon sees: make the device outside of the namespace and move it in",
+		req.NetnsPath, req.Netns)
 }
 
 // survives reports whether a record of an earlier daemon is to be kept, as that

@@ -30,6 +30,9 @@ func (d *Daemon) checkAttach(req *control.AttachRequest) error {
 	if err := d.checkWhere(req.BootID, req.NetnsPath); err != nil {
 		return err
 	}
+	if err := checkPinned(req); err != nil {
+		return err
+	}
 	if err := checkDevice(req); err != nil {
 		return err
 	}
