@@ -24,35 +24,36 @@ const module = "github.com/usernet/usernet"
 // imports lists for every package of the module which others of it may be
 // imported, tests apart. What is not listed may not be imported.
 var imports = map[string]struct{ allowed, reason string }{
-	"internal/packet":     {"", "bytes in, facts out: everything that touches packets stands on it"},
-	"internal/policy":     {"", "a pure function over plain data, so that it can be tested and read whole"},
-	"internal/control":    {"internal/nearest", "the wire between two processes: types of either side would tie the other to it"},
-	"internal/dhcp":       {"", "answers messages about one lease; who holds it is its caller's affair"},
-	"internal/dns":        {"", "answers messages; who asks and how names are known is its caller's affair"},
-	"internal/eventloop":  {"", "descriptors and who is told of them: it knows nothing of packets"},
-	"internal/netns":      {"internal/undo", "the kernel's view of namespaces and interfaces, for every privileged step"},
-	"internal/podman":     {"", "what podman's own configuration says of ports"},
-	"internal/portowner":  {"", "reads the kernel's tables: who stands in the way of a listener"},
-	"internal/redirect":   {"", "rules of nf_tables and the descriptor that they live by; the rest of ours knows of none"},
-	"internal/nearest":    {"", "words of error messages"},
-	"internal/cnilint":    {"internal/nearest", "a pure function over the text of configurations: what the machine and the plugin say is handed in"},
-	"internal/undo":       {"", "a list of functions, for every set-up of several steps"},
-	"ipam":                {"", "addresses and opaque owners: useful to programs that use nothing else of ours"},
-	"tunnel":              {"internal/packet internal/undo", "frames carry packets, and a hostile frame is judged by its packet"},
-	"tunnel/tunneltest":   {"internal/packet tunnel", "fakes and the contract of a Device, for tests"},
-	"netstack":            {"internal/dhcp internal/dns internal/eventloop internal/packet internal/policy internal/portowner internal/undo tunnel", "the switch: everything between a Device and a host socket"},
-	"internal/daemon":     {"internal/control internal/netns internal/portowner internal/undo ipam netstack tunnel", "binds state, leases, switches and the API; netns for the host's addresses"},
-	"internal/sandbox":    {"internal/control internal/netns internal/portowner internal/undo ipam netstack tunnel", "a command with a switch in its own process, or with a daemon's"},
-	"plugin":              {"internal/control internal/netns internal/podman internal/portowner internal/redirect internal/undo tunnel", "a thin client: without netstack it starts fast and holds no packet code"},
-	"conform":             {"internal/netns internal/undo", "judges any CNI plugin from outside, ours too: it knows no plugin's code"},
-	"":                    {"internal/sandbox netstack", "the easy API is a front of the sandbox and of the switch"},
-	"cmd/usernet":         {". internal/cnilint internal/control internal/daemon internal/netns internal/podman internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
-	"cmd/usernet-cni":     {"plugin", "the executable that runtimes start for every container and every VERSION"},
-	"cmd/cni-conform":     {"conform", "flags and exit codes over the suite"},
-	"internal/nstest":     {"internal/netns tunnel", "namespaces and devices for tests"},
-	"internal/lab":        {"internal/packet netstack tunnel tunnel/tunneltest", "a container in process, for tests"},
-	"internal/testreport": {"", "reads the events of go test"},
-	"test":                {"", "ring 3 uses binaries, as people do"},
+	"internal/packet":         {"", "bytes in, facts out: everything that touches packets stands on it"},
+	"internal/policy":         {"", "a pure function over plain data, so that it can be tested and read whole"},
+	"internal/control":        {"internal/nearest", "the wire between two processes: types of either side would tie the other to it"},
+	"internal/control/server": {"internal/control", "the daemon's side: without it, and net/http, clients start faster"},
+	"internal/dhcp":           {"", "answers messages about one lease; who holds it is its caller's affair"},
+	"internal/dns":            {"", "answers messages; who asks and how names are known is its caller's affair"},
+	"internal/eventloop":      {"", "descriptors and who is told of them: it knows nothing of packets"},
+	"internal/netns":          {"internal/undo", "the kernel's view of namespaces and interfaces, for every privileged step"},
+	"internal/podman":         {"", "what podman's own configuration says of ports"},
+	"internal/portowner":      {"", "reads the kernel's tables: who stands in the way of a listener"},
+	"internal/redirect":       {"", "rules of nf_tables and the descriptor that they live by; the rest of ours knows of none"},
+	"internal/nearest":        {"", "words of error messages"},
+	"internal/cnilint":        {"internal/nearest", "a pure function over the text of configurations: what the machine and the plugin say is handed in"},
+	"internal/undo":           {"", "a list of functions, for every set-up of several steps"},
+	"ipam":                    {"", "addresses and opaque owners: useful to programs that use nothing else of ours"},
+	"tunnel":                  {"internal/packet internal/undo", "frames carry packets, and a hostile frame is judged by its packet"},
+	"tunnel/tunneltest":       {"internal/packet tunnel", "fakes and the contract of a Device, for tests"},
+	"netstack":                {"internal/dhcp internal/dns internal/eventloop internal/packet internal/policy internal/portowner internal/undo tunnel", "the switch: everything between a Device and a host socket"},
+	"internal/daemon":         {"internal/control internal/control/server internal/netns internal/portowner internal/undo ipam netstack tunnel", "binds state, leases, switches and the API; netns for the host's addresses"},
+	"internal/sandbox":        {"internal/control internal/netns internal/portowner internal/undo ipam netstack tunnel", "a command with a switch in its own process, or with a daemon's"},
+	"plugin":                  {"internal/control internal/netns internal/podman internal/portowner internal/redirect internal/undo tunnel", "a thin client: without netstack it starts fast and holds no packet code"},
+	"conform":                 {"internal/netns internal/undo", "judges any CNI plugin from outside, ours too: it knows no plugin's code"},
+	"":                        {"internal/sandbox netstack", "the easy API is a front of the sandbox and of the switch"},
+	"cmd/usernet":             {". internal/cnilint internal/control internal/daemon internal/netns internal/podman internal/sandbox ipam netstack plugin tunnel", "flags, signals and exit codes over all the doors"},
+	"cmd/usernet-cni":         {"plugin", "the executable that runtimes start for every container and every VERSION"},
+	"cmd/cni-conform":         {"conform", "flags and exit codes over the suite"},
+	"internal/nstest":         {"internal/netns tunnel", "namespaces and devices for tests"},
+	"internal/lab":            {"internal/packet netstack tunnel tunnel/tunneltest", "a container in process, for tests"},
+	"internal/testreport":     {"", "reads the events of go test"},
+	"test":                    {"", "ring 3 uses binaries, as people do"},
 }
 
 // testOnly lists packages that no program may link.
@@ -199,7 +200,7 @@ func TestPluginIsThin(t *testing.T) {
 	found := false
 	for _, p := range list {
 		found = found || p.rel() == "cmd/usernet-cni"
-		for _, heavy := range []string{"gvisor.dev/gvisor", module + "/netstack", module + "/internal/daemon", "github.com/prometheus", "go.etcd.io/bbolt", "github.com/spf13/cobra"} {
+		for _, heavy := range []string{"gvisor.dev/gvisor", module + "/netstack", module + "/internal/daemon", "github.com/prometheus", "go.etcd.io/bbolt", "github.com/spf13/cobra", "net/http"} {
 			if under(p.ImportPath, heavy) {
 				t.Errorf("usernet-cni links %s", p.ImportPath)
 			}

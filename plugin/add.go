@@ -14,7 +14,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/vishvananda/netlink"
 
 	"github.com/usernet/usernet/internal/control"
 	"github.com/usernet/usernet/internal/netns"
@@ -42,12 +41,17 @@ type adding struct {
 	moved   func() error // waits for the end of the device's move; nil: it is not moved
 	sockets []*os.File   // of request.Publications, as opened.files
 	link    *control.Attachment
+	joined  func() error // waits for the end of the host's joining; nil: none is wanted
 	iface   netns.Interface
 	made    outcome
+
+	hostSide netns.Interface // of the host on the network, once joined
 }
 
 // add carries out ADD; see the package comment for the order and the reasons.
 func (i *invocation) add(ctx context.Context) error {
+	ctx, stop := i.interruptible(ctx)
+	defer stop()
 	a := &adding{invocation: i}
 	defer a.close()
 	defer a.undo.Run() // nothing after Keep
@@ -66,7 +70,7 @@ func (i *invocation) add(ctx context.Context) error {
 		{"dhcp", a.askDHCP},
 		{"sysctl", a.setSysctls},
 		{"verify", a.verify},
-		{"host", a.joinHost},
+		{"host", a.awaitHost},
 		{"commit", a.commit},
 		{"print", a.print},
 	}
@@ -126,7 +130,7 @@ func (a *adding) judge(context.Context) error {
 	}
 	a.request = control.AttachRequest{
 		Network: a.conf.Name, Container: a.params.ContainerID, IfName: a.params.IfName,
-		Owner: a.Runtime, Internal: a.conf.Internal, MTU: a.conf.MTU, Device: a.conf.Device, Bandwidth: a.conf.bandwidth(),
+		Owner: a.caller().name, Internal: a.conf.Internal, MTU: a.conf.MTU, Device: a.conf.Device, Bandwidth: a.conf.bandwidth(),
 		PolicyWishes: a.conf.Policy, NoOwnPorts: a.conf.Bridge.noOwnPorts(),
 		Hostname: args.Hostname, Aliases: a.conf.Runtime.Aliases,
 		DNS: dnsRequest(a.conf.dns()), BootID: bootID(),
@@ -193,17 +197,7 @@ func (a *adding) openNamespace(context.Context) error {
 		}
 		a.request.HostNetns = a.own.Inode()
 	}
-	return a.target.Do(func() error {
-		_, err := netlink.LinkByName(a.params.IfName)
-		var none netlink.LinkNotFoundError
-		switch {
-		case errors.As(err, &none):
-			return nil
-		case err != nil:
-			return fmt.Errorf("look for interface %s in %s: %w", a.params.IfName, a.params.Netns, err)
-		}
-		return a.nameTaken()
-	})
+	return nil
 }
 
 // nameTaken is the error of an interface name that the container has already.
@@ -356,6 +350,7 @@ func (a *adding) attach(ctx context.Context) error {
 			fmt.Fprintf(a.Stderr, "usernet-cni: undo: %v\n", err)
 		}
 	})
+	a.startHost(ctx)
 	return nil
 }
 

@@ -114,6 +114,24 @@ func (b *bed) run(verb, config string, hook func(string) error, env ...string) (
 	return b.runAs(nameNative, verb, config, hook, env...)
 }
 
+// calledBy is a runtime of a test's choice.
+func calledBy(name string, pid int) func() (int, string) {
+	return func() (int, string) { return pid, name }
+}
+
+// oneByOne is a hook for steps that run beside each other.
+func oneByOne(hook func(string) error) func(string) error {
+	if hook == nil {
+		return nil
+	}
+	var mu sync.Mutex
+	return func(step string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return hook(step)
+	}
+}
+
 // runAs is run under one of the executable's names.
 func (b *bed) runAs(name, verb, config string, hook func(string) error, env ...string) (*types100.Result, error) {
 	b.t.Helper()
@@ -121,8 +139,8 @@ func (b *bed) runAs(name, verb, config string, hook func(string) error, env ...s
 	inv := &invocation{Process: Process{
 		Name:  "/usr/libexec/cni/" + name,
 		Env:   append([]string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + b.ctrPath}, env...),
-		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Runtime: cmp.Or(b.runtime, "test"), Caller: b.caller,
-	}, version: newestVersion, afterStep: hook}
+		Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr, Caller: calledBy(cmp.Or(b.runtime, "test"), b.caller),
+	}, version: newestVersion, afterStep: oneByOne(hook)}
 	err := b.host.Do(func() error { return inv.run(context.Background()) })
 	if undone := stderr.String(); strings.Contains(undone, "undo:") {
 		b.t.Errorf("%s: %s", verb, undone)

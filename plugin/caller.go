@@ -21,7 +21,13 @@ type caller struct {
 }
 
 func (i *invocation) caller() caller {
-	return caller{name: i.Runtime, pid: i.Caller, container: i.params.ContainerID, env: i.Env}
+	if i.runtime == nil {
+		i.runtime = &caller{container: i.params.ContainerID, env: i.Env}
+		if i.Caller != nil {
+			i.runtime.pid, i.runtime.name = i.Caller()
+		}
+	}
+	return *i.runtime
 }
 
 // owns reports whether a process that holds a port holds it for this container:

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/tunnel"
 )
@@ -51,6 +53,9 @@ func (a *adding) createDevice(where *netns.Handle, name string) error {
 // the container's. That takes longer than all other steps together, and none of
 // them needs it before the addresses are set.
 func (a *adding) sendDevice() error {
+	if err := a.checkName(); err != nil {
+		return err
+	}
 	if err := a.createDevice(a.own, ""); err != nil {
 		return err
 	}
@@ -62,6 +67,22 @@ func (a *adding) sendDevice() error {
 		return a.own.Do(func() error { return netns.Move(a.target, name, a.params.IfName) })
 	})
 	return nil
+}
+
+// checkName refuses a name that the container has already, before the move does
+// after everything else.
+func (a *adding) checkName() error {
+	return a.target.Do(func() error {
+		_, err := netlink.LinkByName(a.params.IfName)
+		var none netlink.LinkNotFoundError
+		switch {
+		case errors.As(err, &none):
+			return nil
+		case err != nil:
+			return fmt.Errorf("look for interface %s in %s: %w", a.params.IfName, a.params.Netns, err)
+		}
+		return a.nameTaken()
+	})
 }
 
 // unpin replaces a device that the daemon would not see end by one that comes

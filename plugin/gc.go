@@ -14,7 +14,7 @@ import (
 // null and an empty list are the same: nothing is valid (cnitool sends none,
 // CRI-O with no pods sends null). It goes on past what fails.
 func (i *invocation) gc(ctx context.Context) error {
-	request := control.GCRequest{Valid: []control.LinkName{}, Owner: i.Runtime}
+	request := control.GCRequest{Valid: []control.LinkName{}, Owner: i.caller().name}
 	for _, a := range i.conf.Valid {
 		request.Valid = append(request.Valid, control.LinkName{Container: a.ContainerID, IfName: a.IfName})
 	}

@@ -79,15 +79,34 @@ type joining struct {
 	tun   *os.File
 }
 
-// joinHost makes the host's side, if it is wanted and not there yet. The link is
+// startHost has the host's side made, if it is wanted and not there yet, beside
+// the steps that follow: they are in the container's namespace. The link is
 // attached and asks for it already, so that the daemon neither refuses it nor
 // takes one away that is found here; when the ADD fails later, the link's end
-// takes it along unless other links want it. The lock is against other ADDs that
-// would make the same.
-func (a *adding) joinHost(ctx context.Context) error {
+// takes it along unless other links want it.
+func (a *adding) startHost(ctx context.Context) {
 	if !a.conf.HostAccess.Enabled {
+		return
+	}
+	a.joined = inBackground(func() error { // on another thread than this
+		return a.own.Do(func() error { return a.joinHost(ctx) })
+	})
+	a.undo.Add(func() { _ = a.joined() }) // told by the step "host", if it came to that
+}
+
+// awaitHost waits until the host's side is there.
+func (a *adding) awaitHost(context.Context) error {
+	if a.joined == nil {
 		return nil
 	}
+	err := a.joined()
+	a.made.host, a.made.hostMTU = a.hostSide.Name, a.hostSide.MTU
+	return err
+}
+
+// joinHost makes the host's side. The lock is against other ADDs that would make
+// the same.
+func (a *adding) joinHost(ctx context.Context) error {
 	if err := lockNetns(ctx, a.own); err != nil {
 		return err
 	}
@@ -95,7 +114,8 @@ func (a *adding) joinHost(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ask for network %s: %w", a.conf.Name, err)
 	}
-	j := &joining{adding: a, net: network, iface: hostInterface(a.conf, &network)}
+	a.hostSide = hostInterface(a.conf, &network)
+	j := &joining{adding: a, net: network, iface: a.hostSide}
 	ready, err := j.find(ctx)
 	if err == nil && !ready {
 		err = j.make(ctx)
@@ -103,7 +123,6 @@ func (a *adding) joinHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.made.host, a.made.hostMTU = j.iface.Name, j.iface.MTU
 	return unlockNetns(a.own)
 }
 

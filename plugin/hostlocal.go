@@ -117,6 +117,8 @@ func (h *hostLocalConf) settle(c *config) {
 
 // lease carries out ADD of host-local.
 func (i *invocation) lease(ctx context.Context) error {
+	ctx, stop := i.interruptible(ctx)
+	defer stop()
 	args, err := parseArgs(i.params.Args)
 	if err != nil {
 		return err
@@ -136,7 +138,7 @@ func (i *invocation) lease(ctx context.Context) error {
 	}
 	request := control.LeaseRequest{
 		Network: i.conf.Name, Container: i.params.ContainerID, IfName: i.params.IfName,
-		BootID: bootID(), Owner: i.Runtime, Sets: i.conf.sets(), IPs: wanted,
+		BootID: bootID(), Owner: i.caller().name, Sets: i.conf.sets(), IPs: wanted,
 		Nonce: rand.Text(), // asked again with, when a daemon goes before it answers
 	}
 	request.Netns, request.NetnsPath = i.place()

@@ -247,7 +247,7 @@ func (b *bed) unheard(t *testing.T, e element) {
 	var stderr strings.Builder
 	inv := &invocation{Process: Process{
 		Name: e.name, Env: []string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + b.ctrPath},
-		Stdin: strings.NewReader(b.dropIn(e.name, e.conf)), Stdout: brokenPipe{}, Stderr: &stderr, Runtime: "test",
+		Stdin: strings.NewReader(b.dropIn(e.name, e.conf)), Stdout: brokenPipe{}, Stderr: &stderr, Caller: calledBy("test", 0),
 	}, version: newestVersion}
 	if err := b.host.Do(func() error { return inv.run(t.Context()) }); err == nil {
 		t.Error("no error although nobody read the result")

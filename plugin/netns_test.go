@@ -289,7 +289,7 @@ func TestNetnsGCLeavesOthersAlone(t *testing.T) {
 		nstest.In(t, b.host, func() error {
 			status = Run(context.Background(), Process{
 				Env: []string{"CNI_COMMAND=GC"}, Stdin: strings.NewReader(b.config(nil)),
-				Stdout: os.Stderr, Stderr: os.Stderr, Runtime: runtime,
+				Stdout: os.Stderr, Stderr: os.Stderr, Caller: calledBy(runtime, 0),
 			})
 			return nil
 		})

@@ -30,13 +30,15 @@ type Process struct {
 	Stdout io.Writer
 	// Stderr takes what is for people; runtimes pass it to their log.
 	Stderr io.Writer
-	// Runtime names the program that runs the plugin; see [Caller]. A garbage
-	// collection judges only links of the same name, so that two runtimes can
-	// share a network. Empty is a name too.
-	Runtime string
-	// Caller is the process of that program. A host port that it holds is held
-	// for the container. 0: unknown.
-	Caller int
+	// Caller finds the program that runs the plugin, as the function [Caller] does;
+	// it is called at most once, by verbs that ask. A garbage collection judges
+	// only links of the same name, so that two runtimes can share a network, and a
+	// host port that the process holds is held for the container. Nil: unknown.
+	Caller func() (pid int, name string)
+	// Interruptible returns a context that ends when the process is asked to end,
+	// for verbs that then take back what they did; others may just end. Nil: ctx is
+	// all there is.
+	Interruptible func(ctx context.Context) (context.Context, context.CancelFunc)
 	// Release is usernet's own version. Empty: "unknown".
 	Release string
 }
@@ -79,7 +81,8 @@ type invocation struct {
 	version string  // to print results and errors in
 	conf    *config // judged
 	client  *control.Client
-	missing bool // no daemon had a link to detach
+	runtime *caller // nil: not asked for yet
+	missing bool    // no daemon had a link to detach
 
 	// afterStep is called after each step of an ADD and after a DEL's tombstone;
 	// an error from it makes the step fail. For tests; nil otherwise.
@@ -166,6 +169,14 @@ func (i *invocation) read() error {
 	}
 	i.client = control.Dial(i.conf.Socket)
 	return nil
+}
+
+// interruptible is Process.Interruptible.
+func (i *invocation) interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	if i.Interruptible == nil {
+		return ctx, func() {}
+	}
+	return i.Interruptible(ctx)
 }
 
 // key is the identity of the link that the invocation is about.

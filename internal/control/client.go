@@ -1,13 +1,8 @@
 package control
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -51,7 +46,7 @@ type Attachment struct {
 func (c *Client) Attach(ctx context.Context, req AttachRequest, files ...*os.File) (*Attachment, error) {
 	s := newSession(c.path(), files)
 	var reply AttachReply
-	if err := s.call(ctx, http.MethodPost, "/v1/links", &req, &reply); err != nil {
+	if err := s.call(ctx, "POST", "/v1/links", &req, &reply); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -61,7 +56,7 @@ func (c *Client) Attach(ctx context.Context, req AttachRequest, files ...*os.Fil
 // Commit makes the link outlive the connection (not when it is ephemeral).
 // Committing twice is no error.
 func (a *Attachment) Commit(ctx context.Context) error {
-	return a.conn.call(ctx, http.MethodPost, linkPath(a.key)+"/commit", nil, nil)
+	return a.conn.call(ctx, "POST", linkPath(a.key)+"/commit", nil, nil)
 }
 
 // Close ends the connection, and with it the link unless it was committed.
@@ -75,14 +70,14 @@ func (a *Attachment) Close() error {
 // matches nothing is CodeNotFound.
 func (c *Client) Links(ctx context.Context, ref string) ([]Link, error) {
 	var r LinksReply
-	err := c.call(ctx, http.MethodGet, "/v1/links"+query("ref", ref), nil, &r)
+	err := c.call(ctx, "GET", "/v1/links"+query("ref", ref), nil, &r)
 	return r.Links, err
 }
 
 // Link returns one link.
 func (c *Client) Link(ctx context.Context, key LinkKey) (Link, error) {
 	var r Link
-	err := c.call(ctx, http.MethodGet, linkPath(key), nil, &r)
+	err := c.call(ctx, "GET", linkPath(key), nil, &r)
 	return r, err
 }
 
@@ -93,7 +88,7 @@ func (c *Client) AmendLink(ctx context.Context, key LinkKey, req AmendLinkReques
 		req.Aliases = &[]string{} // null would mean that they stay
 	}
 	var r Link
-	err := c.call(ctx, http.MethodPatch, linkPath(key), &req, &r)
+	err := c.call(ctx, "PATCH", linkPath(key), &req, &r)
 	return r, err
 }
 
@@ -101,56 +96,56 @@ func (c *Client) AmendLink(ctx context.Context, key LinkKey, req AmendLinkReques
 // reports whether there was a link.
 func (c *Client) Detach(ctx context.Context, key LinkKey) (removed bool, err error) {
 	var r DetachReply
-	err = c.call(ctx, http.MethodDelete, linkPath(key), nil, &r)
+	err = c.call(ctx, "DELETE", linkPath(key), nil, &r)
 	return r.Removed, err
 }
 
 // Acquire leases addresses without a link.
 func (c *Client) Acquire(ctx context.Context, req LeaseRequest) (Lease, error) {
 	var r Lease
-	err := c.call(ctx, http.MethodPost, "/v1/leases", &req, &r)
+	err := c.call(ctx, "POST", "/v1/leases", &req, &r)
 	return r, err
 }
 
 // Leases lists the leases without a link; an empty network selects all.
 func (c *Client) Leases(ctx context.Context, network string) ([]Lease, error) {
 	var r LeasesReply
-	err := c.call(ctx, http.MethodGet, "/v1/leases"+query("network", network), nil, &r)
+	err := c.call(ctx, "GET", "/v1/leases"+query("network", network), nil, &r)
 	return r.Leases, err
 }
 
 // Lease returns one lease.
 func (c *Client) Lease(ctx context.Context, key LinkKey) (Lease, error) {
 	var r Lease
-	err := c.call(ctx, http.MethodGet, keyPath("leases", key), nil, &r)
+	err := c.call(ctx, "GET", keyPath("leases", key), nil, &r)
 	return r, err
 }
 
 // Release ends a lease and reports whether there was one.
 func (c *Client) Release(ctx context.Context, key LinkKey) (released bool, err error) {
 	var r ReleaseReply
-	err = c.call(ctx, http.MethodDelete, keyPath("leases", key), nil, &r)
+	err = c.call(ctx, "DELETE", keyPath("leases", key), nil, &r)
 	return r.Released, err
 }
 
 // Networks lists the networks.
 func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	var r NetworksReply
-	err := c.call(ctx, http.MethodGet, "/v1/networks", nil, &r)
+	err := c.call(ctx, "GET", "/v1/networks", nil, &r)
 	return r.Networks, err
 }
 
 // Network returns one network.
 func (c *Client) Network(ctx context.Context, name string) (Network, error) {
 	var r Network
-	err := c.call(ctx, http.MethodGet, "/v1/networks/"+url.PathEscape(name), nil, &r)
+	err := c.call(ctx, "GET", "/v1/networks/"+url.PathEscape(name), nil, &r)
 	return r, err
 }
 
 // CreateNetwork makes a network.
 func (c *Client) CreateNetwork(ctx context.Context, req CreateNetworkRequest) (Network, error) {
 	var r Network
-	err := c.call(ctx, http.MethodPost, "/v1/networks", &req, &r)
+	err := c.call(ctx, "POST", "/v1/networks", &req, &r)
 	return r, err
 }
 
@@ -158,13 +153,13 @@ func (c *Client) CreateNetwork(ctx context.Context, req CreateNetworkRequest) (N
 // it is now.
 func (c *Client) AmendNetwork(ctx context.Context, name string, req AmendNetworkRequest) (Network, error) {
 	var r Network
-	err := c.call(ctx, http.MethodPatch, "/v1/networks/"+url.PathEscape(name), &req, &r)
+	err := c.call(ctx, "PATCH", "/v1/networks/"+url.PathEscape(name), &req, &r)
 	return r, err
 }
 
 // RemoveNetwork removes a network that has no links.
 func (c *Client) RemoveNetwork(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/networks/"+url.PathEscape(name), nil, nil)
+	return c.call(ctx, "DELETE", "/v1/networks/"+url.PathEscape(name), nil, nil)
 }
 
 // AttachHost joins a namespace of the host's to a network by a TUN in it, which
@@ -173,21 +168,21 @@ func (c *Client) AttachHost(ctx context.Context, network string, req AttachHostR
 	s := newSession(c.path(), []*os.File{tun})
 	defer s.close()
 	var r HostLink
-	err := s.call(ctx, http.MethodPost, "/v1/networks/"+url.PathEscape(network)+"/hosts", &req, &r)
+	err := s.call(ctx, "POST", "/v1/networks/"+url.PathEscape(network)+"/hosts", &req, &r)
 	return r, err
 }
 
 // GC removes the links and leases of a network that are not valid any more.
 func (c *Client) GC(ctx context.Context, network string, req GCRequest) (GCReply, error) {
 	var r GCReply
-	err := c.call(ctx, http.MethodPost, "/v1/networks/"+url.PathEscape(network)+"/gc", &req, &r)
+	err := c.call(ctx, "POST", "/v1/networks/"+url.PathEscape(network)+"/gc", &req, &r)
 	return r, err
 }
 
 // Publications lists the publications of all links.
 func (c *Client) Publications(ctx context.Context) ([]Publication, error) {
 	var r PublicationsReply
-	err := c.call(ctx, http.MethodGet, "/v1/publications", nil, &r)
+	err := c.call(ctx, "GET", "/v1/publications", nil, &r)
 	return r.Publications, err
 }
 
@@ -197,7 +192,7 @@ func (c *Client) Publish(ctx context.Context, req PublishRequest, files ...*os.F
 	s := newSession(c.path(), files)
 	defer s.close()
 	var r Publication
-	err := s.call(ctx, http.MethodPost, "/v1/publications", &req, &r)
+	err := s.call(ctx, "POST", "/v1/publications", &req, &r)
 	return r, err
 }
 
@@ -207,7 +202,7 @@ func (c *Client) PublishLink(ctx context.Context, key LinkKey, specs []Publicati
 	s := newSession(c.path(), files)
 	defer s.close()
 	var r PublicationsReply
-	err := s.call(ctx, http.MethodPost, linkPath(key)+"/publications", &PublishLinkRequest{Publications: specs}, &r)
+	err := s.call(ctx, "POST", linkPath(key)+"/publications", &PublishLinkRequest{Publications: specs}, &r)
 	return r.Publications, err
 }
 
@@ -215,26 +210,26 @@ func (c *Client) PublishLink(ctx context.Context, key LinkKey, specs []Publicati
 // and returns those that it removed.
 func (c *Client) UnpublishLink(ctx context.Context, key LinkKey, specs []PublicationSpec) ([]Publication, error) {
 	var r PublicationsReply
-	err := c.call(ctx, http.MethodPost, linkPath(key)+"/unpublish", &UnpublishLinkRequest{Publications: specs}, &r)
+	err := c.call(ctx, "POST", linkPath(key)+"/unpublish", &UnpublishLinkRequest{Publications: specs}, &r)
 	return r.Publications, err
 }
 
 // Unpublish removes a publication by its id.
 func (c *Client) Unpublish(ctx context.Context, id string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/publications/"+url.PathEscape(id), nil, nil)
+	return c.call(ctx, "DELETE", "/v1/publications/"+url.PathEscape(id), nil, nil)
 }
 
 // Flows lists the open flows and those that ended lately.
 func (c *Client) Flows(ctx context.Context, q FlowQuery) ([]Flow, error) {
 	var r FlowsReply
-	err := c.call(ctx, http.MethodGet, "/v1/flows"+query("network", q.Network, "link", q.Link), nil, &r)
+	err := c.call(ctx, "GET", "/v1/flows"+query("network", q.Network, "link", q.Link), nil, &r)
 	return r.Flows, err
 }
 
 // Stats returns counters; an empty network selects all.
 func (c *Client) Stats(ctx context.Context, network string) (StatsReply, error) {
 	var r StatsReply
-	err := c.call(ctx, http.MethodGet, "/v1/stats"+query("network", network), nil, &r)
+	err := c.call(ctx, "GET", "/v1/stats"+query("network", network), nil, &r)
 	return r, err
 }
 
@@ -247,13 +242,13 @@ func (c *Client) Capture(ctx context.Context, q CaptureQuery, w io.Writer) error
 	if q.SnapLen != 0 {
 		snap = strconv.Itoa(q.SnapLen)
 	}
-	resp, err := s.do(ctx, http.MethodGet, "/v1/capture"+query("link", q.Link, "network", q.Network, "snaplen", snap), nil)
+	body, done, err := s.do(ctx, "GET", "/v1/capture"+query("link", q.Link, "network", q.Network, "snaplen", snap), nil)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	_, err = io.Copy(w, resp.Body)
-	if ctx.Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) {
+	defer done()
+	_, err = io.Copy(w, body)
+	if ctx.Err() != nil {
 		return nil
 	}
 	return err
@@ -263,14 +258,14 @@ func (c *Client) Capture(ctx context.Context, q CaptureQuery, w io.Writer) error
 // problems to those that concern it.
 func (c *Client) Status(ctx context.Context, network string) (StatusReply, error) {
 	var r StatusReply
-	err := c.call(ctx, http.MethodGet, "/v1/status"+query("network", network), nil, &r)
+	err := c.call(ctx, "GET", "/v1/status"+query("network", network), nil, &r)
 	return r, err
 }
 
 // Version returns what the daemon is.
 func (c *Client) Version(ctx context.Context) (VersionReply, error) {
 	var r VersionReply
-	err := c.call(ctx, http.MethodGet, "/v1/version", nil, &r)
+	err := c.call(ctx, "GET", "/v1/version", nil, &r)
 	return r, err
 }
 
@@ -298,79 +293,4 @@ func query(pairs ...string) string {
 		return ""
 	}
 	return "?" + v.Encode()
-}
-
-// call is one request whose reply is JSON; reply may be nil.
-func (s *session) call(ctx context.Context, method, path string, body, reply any) error {
-	var raw []byte
-	if body != nil {
-		var err error
-		if raw, err = json.Marshal(body); err != nil {
-			return fmt.Errorf("encode request for %s %s: %w", method, path, err)
-		}
-	}
-	resp, err := s.do(ctx, method, path, raw)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return fmt.Errorf("read reply of %s %s: %w", method, path, err)
-	}
-	if reply == nil {
-		return nil
-	}
-	// Unknown fields are accepted here: an older client may talk to a newer
-	// daemon of the same major version.
-	if err := json.Unmarshal(b, reply); err != nil {
-		return fmt.Errorf("decode reply of %s %s: %w", method, path, err)
-	}
-	return nil
-}
-
-// do sends one request and returns the reply when it is a success; the caller
-// closes its body.
-func (s *session) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://usernet"+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	req.Header.Set(VersionHeader, strconv.Itoa(APIVersion))
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := s.transport.RoundTrip(req)
-	if err != nil {
-		return nil, s.explain(ctx, err)
-	}
-	if err := s.check(resp); err != nil {
-		resp.Body.Close()
-		return nil, err
-	}
-	return resp, nil
-}
-
-// check turns a reply that is not usernet's, of another version, or not a
-// success into an error.
-func (s *session) check(resp *http.Response) error {
-	switch v := resp.Header.Get(VersionHeader); v {
-	case "":
-		return fmt.Errorf("socket %s: an HTTP server without the %s header answers: %w; set USERNET_SOCKET or --socket to the daemon's socket", s.path, VersionHeader, ErrForeign)
-	case strconv.Itoa(APIVersion):
-	default:
-		return Errorf(CodeVersion, "socket %s: the daemon speaks API version %s, this program %d; install the same release of both and restart the daemon", s.path, v, APIVersion)
-	}
-	if resp.StatusCode < 300 {
-		return nil
-	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return fmt.Errorf("read error reply %s: %w", resp.Status, err)
-	}
-	var e ErrorReply
-	if json.Unmarshal(b, &e) != nil || e.Error.Code == "" {
-		return Errorf(CodeInternal, "daemon answered %s: %.200q", resp.Status, b)
-	}
-	return &e.Error
 }

@@ -1,13 +1,14 @@
 // Package control is the wire protocol between the daemon and its clients: the
-// CNI plugin, the command line, and anything that speaks HTTP.
+// CNI plugin, the command line, and anything that speaks HTTP. It has the types
+// and the client; package server has the daemon's side.
 //
 // # Protocol
 //
 // HTTP/1.1 with JSON bodies over a unix socket in the file system; curl
 // --unix-socket is a full client for all that needs no descriptor. The routes
-// are the table in routes.go; openapi.yaml describes them, is served by the
-// daemon at /v1/openapi.yaml, and a test holds it against the table and the Go
-// types in both directions. Requests are decoded strictly ([DecodeStrict]), and
+// are the table in server/routes.go; server/openapi.yaml describes them, is served
+// by the daemon at /v1/openapi.yaml, and a test holds it against the table and the
+// Go types in both directions. Requests are decoded strictly ([DecodeStrict]), and
 // replies leniently, so that a newer daemon may say more to an older client.
 // Every failure has a stable [Code] and a message for people.
 //
@@ -25,7 +26,7 @@
 //
 // An attach is made on a connection of its own, and until it is committed the
 // link belongs to that connection: when it closes, because the client gave up or
-// was killed, [Session.Context] ends and the daemon undoes the attach. An
+// was killed, the daemon's session ends and it undoes the attach. An
 // [Attachment] therefore never dials a second time.
 //
 // # Who may ask
@@ -35,9 +36,9 @@
 // is accepted. The overflow uid is refused: it may be anybody. A client in turn
 // refuses a socket that is served by another user before it sends a descriptor.
 //
-// # Goroutines and bounds
+// # The client's HTTP
 //
-// [Serve] owns one goroutine that accepts, and net/http's one or two per
-// connection; it returns when all have ended. A request's head is bounded to
-// 64 KiB and ten seconds, its body to [MaxBody], its descriptors to [MaxFiles].
+// The plugin is started for every verb of every plugin of a list, and net/http
+// with what it needs takes half a millisecond of each start. So the client speaks
+// HTTP/1.0 by itself (http.go), one request after the other on a connection.
 package control

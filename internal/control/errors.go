@@ -3,7 +3,6 @@ package control
 import (
 	"errors"
 	"fmt"
-	"net/http"
 )
 
 // Code names a kind of failure. Codes are stable: programs match them, people
@@ -29,25 +28,6 @@ const (
 	CodeTooLarge      Code = "too_large"      // the body is over the limit
 	CodeInternal      Code = "internal"       // the daemon's own fault
 )
-
-var httpStatus = map[Code]int{
-	CodeInvalid:       http.StatusBadRequest,
-	CodeNotFound:      http.StatusNotFound,
-	CodeConflict:      http.StatusConflict,
-	CodeAddressInUse:  http.StatusConflict,
-	CodeOutOfRange:    http.StatusUnprocessableEntity,
-	CodeExhausted:     http.StatusConflict,
-	CodePortInUse:     http.StatusConflict,
-	CodeNetworkExists: http.StatusConflict,
-	CodeNetworkInUse:  http.StatusConflict,
-	CodeDescriptor:    http.StatusUnprocessableEntity,
-	CodeUnwatched:     http.StatusUnprocessableEntity,
-	CodeForbidden:     http.StatusForbidden,
-	CodeUnavailable:   http.StatusServiceUnavailable,
-	CodeVersion:       http.StatusBadRequest,
-	CodeTooLarge:      http.StatusRequestEntityTooLarge,
-	CodeInternal:      http.StatusInternalServerError,
-}
 
 // Error is a failure with a stable code. Handlers return it, alone or
 // wrapped; the client returns what the daemon sent, to be found with

@@ -140,7 +140,7 @@ func servedBy(path string) string {
 		return ""
 	}
 	defer c.Close()
-	cred, err := peerCred(c.(*net.UnixConn))
+	cred, err := PeerCred(c.(*net.UnixConn))
 	if err != nil {
 		return " by another process"
 	}

@@ -1,77 +1,74 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
-	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxRights is SCM_MAX_FD (linux/net/scm.h): the most descriptors one message
+// MaxRights is SCM_MAX_FD (linux/net/scm.h): the most descriptors one message
 // may carry.
-const maxRights = 253
+const MaxRights = 253
 
 // session is one connection to the daemon, dialled by its first request. It
 // never dials twice: what the daemon holds for the connection is gone with it,
-// so a silent second connection would only hide that.
+// so a silent second connection would only hide that. Requests follow each
+// other.
 type session struct {
-	path      string
-	transport *http.Transport
+	path  string
+	files []*os.File // not sent yet; owned by the caller
 
-	mu     sync.Mutex
-	dialed bool
-	files  []*os.File // not sent yet; owned by the caller
+	conn    *sendConn // nil before the first request
+	replies *bufio.Reader
+	closed  bool
 }
 
 func newSession(path string, files []*os.File) *session {
-	s := &session{path: path, files: files}
-	s.transport = &http.Transport{
-		DialContext:        s.dial,
-		MaxConnsPerHost:    1,
-		DisableCompression: true,
-	}
-	return s
+	return &session{path: path, files: files}
 }
 
-func (s *session) close() { s.transport.CloseIdleConnections() }
-
-func (s *session) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	s.mu.Lock()
-	if s.dialed {
-		s.mu.Unlock()
-		return nil, ErrConnectionLost
+func (s *session) close() {
+	s.closed = true
+	if s.conn != nil {
+		_ = s.conn.Close() // what is to be known of it has been replied
 	}
-	s.dialed = true
-	files := s.files
-	s.files = nil
-	s.mu.Unlock()
-	if len(s.path) > maxSocketPath {
-		return nil, Errorf(CodeInvalid, "socket path %q has %d bytes, the kernel's limit is %d", s.path, len(s.path), maxSocketPath)
+}
+
+// dial connects, once.
+func (s *session) dial(ctx context.Context) error {
+	switch {
+	case s.closed:
+		return ErrConnectionLost
+	case s.conn != nil:
+		return nil
+	case len(s.path) > maxSocketPath:
+		return Errorf(CodeInvalid, "socket path %q has %d bytes, the kernel's limit is %d", s.path, len(s.path), maxSocketPath)
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "unix", s.path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	uc := c.(*net.UnixConn)
 	if err := checkServer(uc); err != nil {
 		uc.Close()
-		return nil, err
+		return err
 	}
-	return &sendConn{UnixConn: uc, files: files}, nil
+	s.conn = &sendConn{UnixConn: uc, files: s.files}
+	s.files, s.replies = nil, bufio.NewReader(uc)
+	return nil
 }
 
 // checkServer refuses to hand descriptors to a daemon of somebody else, who
 // may have taken the path first.
 func checkServer(uc *net.UnixConn) error {
-	cred, err := peerCred(uc)
+	cred, err := PeerCred(uc)
 	if err != nil {
 		return err
 	}
@@ -93,9 +90,9 @@ func (s *session) explain(ctx context.Context, err error) error {
 		return fmt.Errorf("socket %s: %w; start it with \"usernet daemon --socket %s\" or set USERNET_SOCKET", s.path, ErrNotRunning, s.path)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("socket %s belongs to another user: %w; run as that user or set USERNET_SOCKET", s.path, err)
-	case errors.Is(err, unix.ENOTSOCK), errors.Is(err, unix.EPROTOTYPE), strings.Contains(err.Error(), "malformed HTTP"):
+	case errors.Is(err, unix.ENOTSOCK), errors.Is(err, unix.EPROTOTYPE), errors.Is(err, errNotHTTP):
 		return fmt.Errorf("socket %s: %w (%w); set USERNET_SOCKET or --socket to the daemon's socket", s.path, ErrForeign, err)
-	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		return fmt.Errorf("socket %s: %w before it replied: %w", s.path, ErrConnectionLost, err)
 	}
 	return fmt.Errorf("socket %s: %w", s.path, err)
@@ -104,15 +101,15 @@ func (s *session) explain(ctx context.Context, err error) error {
 // sendConn sends its files with the first bytes that are written.
 type sendConn struct {
 	*net.UnixConn
-	files []*os.File // touched by the transport's one writing goroutine only
+	files []*os.File
 }
 
-// Write sends b, and with its first bytes the files, at most maxRights per
-// message. net/http writes a request from one goroutine.
+// Write sends b, and with its first bytes the files, at most MaxRights per
+// message.
 func (c *sendConn) Write(b []byte) (int, error) {
 	sent := 0
 	for len(c.files) > 0 && len(b) > sent {
-		batch := c.files[:min(len(c.files), maxRights)]
+		batch := c.files[:min(len(c.files), MaxRights)]
 		// One byte per message while more messages must follow: a stream
 		// socket carries rights only on data.
 		end := len(b)

@@ -77,9 +77,9 @@ func outerUID(uid int, fields []string) int {
 	return uid
 }
 
-// peerCred returns who is at the other end, as the kernel recorded it at
+// PeerCred returns who is at the other end, as the kernel recorded it at
 // connect or listen.
-func peerCred(uc *net.UnixConn) (*unix.Ucred, error) {
+func PeerCred(uc *net.UnixConn) (*unix.Ucred, error) {
 	raw, err := uc.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("peer credentials: %w", err)

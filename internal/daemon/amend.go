@@ -15,7 +15,7 @@ const (
 	stepAmendRecord    = "amend record"
 )
 
-// AmendLink implements control.Handler: all that is asked for, or nothing.
+// AmendLink implements server.Handler: all that is asked for, or nothing.
 func (d *Daemon) AmendLink(ctx context.Context, key control.LinkKey, req *control.AmendLinkRequest) (*control.Link, error) {
 	unlock, err := d.keys.lock(ctx, key)
 	if err != nil {

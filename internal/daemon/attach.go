@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/control/server"
 	"github.com/usernet/usernet/ipam"
 	"github.com/usernet/usernet/netstack"
 	"github.com/usernet/usernet/tunnel"
@@ -45,9 +46,9 @@ type attaching struct {
 	dev   tunnel.Device
 }
 
-// Attach implements control.Handler: intent, lease, device, switch,
+// Attach implements server.Handler: intent, lease, device, switch,
 // publications; whatever fails, everything before it is taken back.
-func (d *Daemon) Attach(ctx context.Context, s *control.Session, req *control.AttachRequest, files []*os.File) (*control.AttachReply, error) {
+func (d *Daemon) Attach(ctx context.Context, s *server.Session, req *control.AttachRequest, files []*os.File) (*control.AttachReply, error) {
 	a := &attaching{d: d, req: req, files: files}
 	defer a.closeFiles()
 	key := req.Key()
@@ -87,7 +88,7 @@ func closeFiles(files []*os.File) {
 }
 
 // run does the steps, with the key locked.
-func (a *attaching) run(ctx context.Context, s *control.Session) (*control.AttachReply, error) {
+func (a *attaching) run(ctx context.Context, s *server.Session) (*control.AttachReply, error) {
 	if err := a.d.replaceDead(ctx, a.req.Key()); err != nil {
 		return nil, err
 	}

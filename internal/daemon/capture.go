@@ -20,7 +20,7 @@ type captured struct {
 	iface int
 }
 
-// Capture implements control.Handler: one pcapng interface per link, named by
+// Capture implements server.Handler: one pcapng interface per link, named by
 // the link's id, with the links that there are at the start.
 func (d *Daemon) Capture(ctx context.Context, q control.CaptureQuery, w io.Writer) error {
 	links, err := d.captureLinks(q)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/control/server"
 	"github.com/usernet/usernet/netstack"
 )
 
@@ -49,7 +50,7 @@ type Daemon struct {
 	hostBroadcasts []netip.Addr
 }
 
-var _ control.Handler = (*Daemon)(nil)
+var _ server.Handler = (*Daemon)(nil)
 
 // New checks the configuration. It touches nothing outside.
 func New(cfg Config) (*Daemon, error) {
@@ -179,7 +180,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 
 // answer serves the control socket. It ends with ctx; serve waits for it.
 func (d *Daemon) answer(ctx context.Context, listener *net.UnixListener, done chan<- error) {
-	done <- control.Serve(ctx, listener, control.ServerConfig{
+	done <- server.Serve(ctx, listener, server.Config{
 		Handler: d, Metrics: d.metrics.handler(), Health: d.healthy, Log: d.log,
 	})
 }

@@ -22,7 +22,7 @@ type hostLink struct {
 	sl  *netstack.Link
 }
 
-// AttachHost implements control.Handler. Definitions stay locked meanwhile, so
+// AttachHost implements server.Handler. Definitions stay locked meanwhile, so
 // that the network stays and one namespace is joined at a time.
 func (d *Daemon) AttachHost(ctx context.Context, name string, req *control.AttachHostRequest, file *os.File) (*control.HostLink, error) {
 	h, err := d.attachHost(ctx, name, req, file)

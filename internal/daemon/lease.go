@@ -104,7 +104,7 @@ func (b *bareLease) describe() *control.Lease {
 	}
 }
 
-// Acquire implements control.Handler.
+// Acquire implements server.Handler.
 func (d *Daemon) Acquire(ctx context.Context, req *control.LeaseRequest) (*control.Lease, error) {
 	key := req.Key()
 	fault := func(err error) error { return fmt.Errorf("lease %s: %w", key, err) }
@@ -174,7 +174,7 @@ func (d *Daemon) acquire(ctx context.Context, p *pool, req *control.LeaseRequest
 	return bareLease{Lease: l, key: req.Key(), note: note}, nil
 }
 
-// Leases implements control.Handler.
+// Leases implements server.Handler.
 func (d *Daemon) Leases(_ context.Context, network string) ([]control.Lease, error) {
 	var out []control.Lease
 	for _, b := range d.bareLeases(network) {
@@ -183,7 +183,7 @@ func (d *Daemon) Leases(_ context.Context, network string) ([]control.Lease, err
 	return out, nil
 }
 
-// Lease implements control.Handler.
+// Lease implements server.Handler.
 func (d *Daemon) Lease(_ context.Context, key control.LinkKey) (*control.Lease, error) {
 	b, held := d.bareLease(key)
 	if !held {
@@ -192,7 +192,7 @@ func (d *Daemon) Lease(_ context.Context, key control.LinkKey) (*control.Lease, 
 	return b.describe(), nil
 }
 
-// Release implements control.Handler.
+// Release implements server.Handler.
 func (d *Daemon) Release(ctx context.Context, key control.LinkKey) (released bool, err error) {
 	unlock, err := d.keys.lock(ctx, key)
 	if err != nil {

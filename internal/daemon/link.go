@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/internal/control/server"
 	"github.com/usernet/usernet/netstack"
 	"github.com/usernet/usernet/tunnel"
 )
@@ -20,8 +21,8 @@ type link struct {
 
 	pinned bool // the device keeps the namespace alive: reapEnded sees to the link
 
-	session *control.Session // whose end undoes an uncommitted or ephemeral link
-	unbind  func() bool      // stops that
+	session *server.Session // whose end undoes an uncommitted or ephemeral link
+	unbind  func() bool     // stops that
 
 	// Guarded by Daemon.mu.
 	state    control.LinkState
@@ -75,7 +76,7 @@ func (l *link) orphaned() bool {
 }
 
 // bind ties a link to the connection that made it, with the key locked.
-func (l *link) bind(s *control.Session) {
+func (l *link) bind(s *server.Session) {
 	l.session = s
 	l.d.bound.Add(1)
 	stop := context.AfterFunc(s.Context(), l.abandon)
@@ -222,7 +223,7 @@ func noLink(key control.LinkKey) error {
 	return control.Errorf(control.CodeNotFound, "no link %s", key)
 }
 
-// Commit implements control.Handler.
+// Commit implements server.Handler.
 func (d *Daemon) Commit(ctx context.Context, key control.LinkKey) error {
 	unlock, err := d.keys.lock(ctx, key)
 	if err != nil {
@@ -253,7 +254,7 @@ func (d *Daemon) Commit(ctx context.Context, key control.LinkKey) error {
 	return nil
 }
 
-// Detach implements control.Handler.
+// Detach implements server.Handler.
 func (d *Daemon) Detach(ctx context.Context, key control.LinkKey) (removed bool, err error) {
 	unlock, err := d.keys.lock(ctx, key)
 	if err != nil {
@@ -269,7 +270,7 @@ func (d *Daemon) Detach(ctx context.Context, key control.LinkKey) (removed bool,
 	return l != nil, errors.Join(err, lerr)
 }
 
-// GC implements control.Handler: the network's links and bare leases with the
+// GC implements server.Handler: the network's links and bare leases with the
 // caller's tag that are not in the list go. It goes on past errors and reports
 // them all.
 func (d *Daemon) GC(ctx context.Context, network string, req *control.GCRequest) (*control.GCReply, error) {

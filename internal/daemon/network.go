@@ -77,7 +77,7 @@ func noNetwork(name string) error {
 	return control.Errorf(control.CodeNotFound, "no network %q; create it with \"usernet network create %s\"", name, name)
 }
 
-// CreateNetwork implements control.Handler.
+// CreateNetwork implements server.Handler.
 func (d *Daemon) CreateNetwork(ctx context.Context, req *control.CreateNetworkRequest) (*control.Network, error) {
 	unlock, err := d.lockDefinitions(ctx)
 	if err != nil {
@@ -234,7 +234,7 @@ func (r *networkRecord) overlap(o *networkRecord) (p, q netip.Prefix, found bool
 	return p, q, false
 }
 
-// RemoveNetwork implements control.Handler.
+// RemoveNetwork implements server.Handler.
 func (d *Daemon) RemoveNetwork(ctx context.Context, name string) error {
 	unlock, err := d.lockDefinitions(ctx)
 	if err != nil {
@@ -357,7 +357,7 @@ func (d *Daemon) redefine(ctx context.Context, want *networkRecord, mismatch err
 	return err
 }
 
-// Networks implements control.Handler.
+// Networks implements server.Handler.
 func (d *Daemon) Networks(context.Context) ([]control.Network, error) {
 	var list []control.Network
 	for _, n := range d.networkList() {
@@ -366,7 +366,7 @@ func (d *Daemon) Networks(context.Context) ([]control.Network, error) {
 	return list, nil
 }
 
-// Network implements control.Handler.
+// Network implements server.Handler.
 func (d *Daemon) Network(_ context.Context, name string) (*control.Network, error) {
 	n := d.network(name)
 	if n == nil {

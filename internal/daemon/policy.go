@@ -60,7 +60,7 @@ func (p networkPolicy) String() string {
 	return fmt.Sprintf("ingressPolicy %s, portIsolation %v, hairpin %v", p.ingress(), p.PortIsolation, !p.NoHairpin)
 }
 
-// AmendNetwork implements control.Handler.
+// AmendNetwork implements server.Handler.
 func (d *Daemon) AmendNetwork(ctx context.Context, name string, req *control.AmendNetworkRequest) (*control.Network, error) {
 	unlock, err := d.lockDefinitions(ctx)
 	if err != nil {

@@ -128,7 +128,7 @@ func (d *Daemon) publicationsOf(l *link, specs []control.PublicationSpec) []cont
 	return list
 }
 
-// Publications implements control.Handler.
+// Publications implements server.Handler.
 func (d *Daemon) Publications(context.Context) ([]control.Publication, error) {
 	var list []control.Publication
 	for _, l := range d.linkList() {
@@ -140,7 +140,7 @@ func (d *Daemon) Publications(context.Context) ([]control.Publication, error) {
 	return list, nil
 }
 
-// Publish implements control.Handler.
+// Publish implements server.Handler.
 func (d *Daemon) Publish(ctx context.Context, req *control.PublishRequest, files []*os.File) (*control.Publication, error) {
 	defer closeFiles(files)
 	spec := req.PublicationSpec
@@ -180,7 +180,7 @@ func (d *Daemon) Publish(ctx context.Context, req *control.PublishRequest, files
 	return &p.Publication, nil
 }
 
-// Unpublish implements control.Handler.
+// Unpublish implements server.Handler.
 func (d *Daemon) Unpublish(ctx context.Context, id string) error {
 	for _, l := range d.linkList() {
 		d.mu.Lock()

@@ -15,7 +15,7 @@ const (
 	stepPublishRecord = "publish record"
 )
 
-// PublishLink implements control.Handler: all publications or none.
+// PublishLink implements server.Handler: all publications or none.
 func (d *Daemon) PublishLink(ctx context.Context, key control.LinkKey, req *control.PublishLinkRequest, files []*os.File) ([]control.Publication, error) {
 	defer closeFiles(files) // what is published has a duplicate
 	l, unlock, err := d.lockForPorts(ctx, key, req.Publications)
@@ -87,7 +87,7 @@ func (l *link) publishAll(ctx context.Context, specs []control.PublicationSpec, 
 	return list, nil
 }
 
-// UnpublishLink implements control.Handler.
+// UnpublishLink implements server.Handler.
 func (d *Daemon) UnpublishLink(ctx context.Context, key control.LinkKey, req *control.UnpublishLinkRequest) ([]control.Publication, error) {
 	l, unlock, err := d.lockForPorts(ctx, key, req.Publications)
 	if err != nil {

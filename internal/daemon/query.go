@@ -35,7 +35,7 @@ func (d *Daemon) describeLink(l *link) control.Link {
 	return out
 }
 
-// Links implements control.Handler.
+// Links implements server.Handler.
 func (d *Daemon) Links(_ context.Context, ref string) ([]control.Link, error) {
 	links, err := d.find(ref)
 	var out []control.Link
@@ -45,7 +45,7 @@ func (d *Daemon) Links(_ context.Context, ref string) ([]control.Link, error) {
 	return out, err
 }
 
-// Link implements control.Handler.
+// Link implements server.Handler.
 func (d *Daemon) Link(_ context.Context, key control.LinkKey) (*control.Link, error) {
 	l := d.link(key)
 	if l == nil {
@@ -128,7 +128,7 @@ func (d *Daemon) linkIDs(n *network) map[string]string {
 	return ids
 }
 
-// Flows implements control.Handler.
+// Flows implements server.Handler.
 func (d *Daemon) Flows(_ context.Context, q control.FlowQuery) ([]control.Flow, error) {
 	var only map[string]bool
 	if q.Link != "" {
@@ -207,7 +207,7 @@ func (d *Daemon) selectNetworks(name string) ([]*network, error) {
 	return nil, noNetwork(name)
 }
 
-// Stats implements control.Handler.
+// Stats implements server.Handler.
 func (d *Daemon) Stats(_ context.Context, network string) (*control.StatsReply, error) {
 	networks, err := d.selectNetworks(network)
 	if err != nil {
@@ -235,7 +235,7 @@ func (d *Daemon) Stats(_ context.Context, network string) (*control.StatsReply, 
 	return reply, nil
 }
 
-// Version implements control.Handler.
+// Version implements server.Handler.
 func (d *Daemon) Version(context.Context) (*control.VersionReply, error) {
 	v := &control.VersionReply{Version: d.cfg.Version, API: control.APIVersion, GoVersion: runtime.Version()}
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -248,7 +248,7 @@ func (d *Daemon) Version(context.Context) (*control.VersionReply, error) {
 	return v, nil
 }
 
-// Status implements control.Handler. Without problems that block, an attach
+// Status implements server.Handler. Without problems that block, an attach
 // (to the named network) can be expected to succeed.
 func (d *Daemon) Status(_ context.Context, network string) (*control.StatusReply, error) {
 	s := &control.StatusReply{

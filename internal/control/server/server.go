@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 // MaxBody is the most bytes of JSON that a request may carry.
@@ -30,53 +32,53 @@ const drainTime = 5 * time.Second
 type Handler interface {
 	// Attach makes a link that lives until s ends, or until Detach once
 	// Commit was called. It owns files, the TUN first, in all cases.
-	Attach(ctx context.Context, s *Session, req *AttachRequest, files []*os.File) (*AttachReply, error)
-	Commit(ctx context.Context, key LinkKey) error
-	Links(ctx context.Context, ref string) ([]Link, error)
-	Link(ctx context.Context, key LinkKey) (*Link, error)
+	Attach(ctx context.Context, s *Session, req *control.AttachRequest, files []*os.File) (*control.AttachReply, error)
+	Commit(ctx context.Context, key control.LinkKey) error
+	Links(ctx context.Context, ref string) ([]control.Link, error)
+	Link(ctx context.Context, key control.LinkKey) (*control.Link, error)
 	// AmendLink changes what req names and leaves the rest; the reply is the
 	// link as it is now.
-	AmendLink(ctx context.Context, key LinkKey, req *AmendLinkRequest) (*Link, error)
+	AmendLink(ctx context.Context, key control.LinkKey, req *control.AmendLinkRequest) (*control.Link, error)
 	// Detach removes the link, and the lease of the same key.
-	Detach(ctx context.Context, key LinkKey) (removed bool, err error)
+	Detach(ctx context.Context, key control.LinkKey) (removed bool, err error)
 
 	// Acquire makes a lease without a link.
-	Acquire(ctx context.Context, req *LeaseRequest) (*Lease, error)
+	Acquire(ctx context.Context, req *control.LeaseRequest) (*control.Lease, error)
 	// Leases lists those of one network name, or all.
-	Leases(ctx context.Context, network string) ([]Lease, error)
-	Lease(ctx context.Context, key LinkKey) (*Lease, error)
-	Release(ctx context.Context, key LinkKey) (released bool, err error)
+	Leases(ctx context.Context, network string) ([]control.Lease, error)
+	Lease(ctx context.Context, key control.LinkKey) (*control.Lease, error)
+	Release(ctx context.Context, key control.LinkKey) (released bool, err error)
 
-	Networks(ctx context.Context) ([]Network, error)
-	Network(ctx context.Context, name string) (*Network, error)
-	CreateNetwork(ctx context.Context, req *CreateNetworkRequest) (*Network, error)
-	AmendNetwork(ctx context.Context, name string, req *AmendNetworkRequest) (*Network, error)
+	Networks(ctx context.Context) ([]control.Network, error)
+	Network(ctx context.Context, name string) (*control.Network, error)
+	CreateNetwork(ctx context.Context, req *control.CreateNetworkRequest) (*control.Network, error)
+	AmendNetwork(ctx context.Context, name string, req *control.AmendNetworkRequest) (*control.Network, error)
 	RemoveNetwork(ctx context.Context, name string) error
 	// AttachHost owns file in all cases.
-	AttachHost(ctx context.Context, network string, req *AttachHostRequest, file *os.File) (*HostLink, error)
-	GC(ctx context.Context, network string, req *GCRequest) (*GCReply, error)
+	AttachHost(ctx context.Context, network string, req *control.AttachHostRequest, file *os.File) (*control.HostLink, error)
+	GC(ctx context.Context, network string, req *control.GCRequest) (*control.GCReply, error)
 
-	Publications(ctx context.Context) ([]Publication, error)
+	Publications(ctx context.Context) ([]control.Publication, error)
 	// Publish owns files: the socket with FD set, and then the nf_tables socket
 	// with Redirect set.
-	Publish(ctx context.Context, req *PublishRequest, files []*os.File) (*Publication, error)
+	Publish(ctx context.Context, req *control.PublishRequest, files []*os.File) (*control.Publication, error)
 	// PublishLink owns files: one for each publication with FD set, in order,
 	// and then the nf_tables socket when one has Redirect set.
-	PublishLink(ctx context.Context, key LinkKey, req *PublishLinkRequest, files []*os.File) ([]Publication, error)
-	UnpublishLink(ctx context.Context, key LinkKey, req *UnpublishLinkRequest) ([]Publication, error)
+	PublishLink(ctx context.Context, key control.LinkKey, req *control.PublishLinkRequest, files []*os.File) ([]control.Publication, error)
+	UnpublishLink(ctx context.Context, key control.LinkKey, req *control.UnpublishLinkRequest) ([]control.Publication, error)
 	Unpublish(ctx context.Context, id string) error
 
-	Flows(ctx context.Context, q FlowQuery) ([]Flow, error)
-	Stats(ctx context.Context, network string) (*StatsReply, error)
+	Flows(ctx context.Context, q control.FlowQuery) ([]control.Flow, error)
+	Stats(ctx context.Context, network string) (*control.StatsReply, error)
 	// Capture writes pcapng to w until ctx ends; each Write reaches the
 	// client at once.
-	Capture(ctx context.Context, q CaptureQuery, w io.Writer) error
-	Status(ctx context.Context, network string) (*StatusReply, error)
-	Version(ctx context.Context) (*VersionReply, error)
+	Capture(ctx context.Context, q control.CaptureQuery, w io.Writer) error
+	Status(ctx context.Context, network string) (*control.StatusReply, error)
+	Version(ctx context.Context) (*control.VersionReply, error)
 }
 
-// ServerConfig says how to serve.
-type ServerConfig struct {
+// Config says how to serve.
+type Config struct {
 	Handler Handler
 	Metrics http.Handler                // GET /metrics; nil: not found
 	Health  func(context.Context) error // GET /healthz; nil: always healthy
@@ -89,15 +91,15 @@ type ServerConfig struct {
 // returns nil after such an end and owns l in all cases.
 //
 // Only peers with the daemon's own effective uid or uid 0 are served.
-func Serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig) error {
+func Serve(ctx context.Context, l *net.UnixListener, cfg Config) error {
 	return serve(ctx, l, cfg, allowUID(os.Geteuid()))
 }
 
-func serve(ctx context.Context, l *net.UnixListener, cfg ServerConfig, allowed func(uint32) bool) error {
+func serve(ctx context.Context, l *net.UnixListener, cfg Config, allowed func(uint32) bool) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &api{ServerConfig: cfg}
+	a := &api{Config: cfg}
 	// Requests must not outlive ctx by more than they need to notice it, and
 	// a capture would never end by itself.
 	base, cancel := context.WithCancel(ctx)
@@ -160,7 +162,7 @@ func connOf(r *http.Request) *recvConn {
 
 // api holds what the handlers of the routes share.
 type api struct {
-	ServerConfig
+	Config
 }
 
 func (a *api) mux() http.Handler {
@@ -179,7 +181,7 @@ func (a *api) wrap(rt route) http.Handler {
 		start := time.Now()
 		c := connOf(r)
 		defer c.discard()
-		w.Header().Set(VersionHeader, strconv.Itoa(APIVersion))
+		w.Header().Set(control.VersionHeader, strconv.Itoa(control.APIVersion))
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
 		err := a.admit(c, r)
 		if err == nil {
@@ -199,22 +201,41 @@ func (a *api) wrap(rt route) http.Handler {
 func (a *api) admit(c *recvConn, r *http.Request) error {
 	if !c.allowed {
 		if uid := c.session.Peer.UID; uid == overflowUID() {
-			return Errorf(CodeForbidden, "uid %d (nobody) may not use this daemon: users of other user namespaces have it too; run daemon and clients as another user", uid)
+			return control.Errorf(control.CodeForbidden, "uid %d (nobody) may not use this daemon: users of other user namespaces have it too; run daemon and clients as another user", uid)
 		}
-		return Errorf(CodeForbidden, "uid %d may not use this daemon, which serves uid %d and root", c.session.Peer.UID, os.Geteuid())
+		return control.Errorf(control.CodeForbidden, "uid %d may not use this daemon, which serves uid %d and root", c.session.Peer.UID, os.Geteuid())
 	}
-	if v := r.Header.Get(VersionHeader); v != "" && v != strconv.Itoa(APIVersion) {
-		return Errorf(CodeVersion, "the client speaks API version %s, this daemon %d; install the same release of both", v, APIVersion)
+	if v := r.Header.Get(control.VersionHeader); v != "" && v != strconv.Itoa(control.APIVersion) {
+		return control.Errorf(control.CodeVersion, "the client speaks API version %s, this daemon %d; install the same release of both", v, control.APIVersion)
 	}
 	return nil
 }
 
 func noRoute(_ *api, _ http.ResponseWriter, r *http.Request) error {
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	if n, err := strconv.Atoi(strings.TrimPrefix(first, "v")); err == nil && strings.HasPrefix(first, "v") && n != APIVersion {
-		return Errorf(CodeVersion, "no API version %d here, this daemon speaks version %d", n, APIVersion)
+	if n, err := strconv.Atoi(strings.TrimPrefix(first, "v")); err == nil && strings.HasPrefix(first, "v") && n != control.APIVersion {
+		return control.Errorf(control.CodeVersion, "no API version %d here, this daemon speaks version %d", n, control.APIVersion)
 	}
-	return Errorf(CodeNotFound, "no route %s %s; GET /v1/openapi.yaml lists them", r.Method, r.URL.Path)
+	return control.Errorf(control.CodeNotFound, "no route %s %s; GET /v1/openapi.yaml lists them", r.Method, r.URL.Path)
+}
+
+var httpStatus = map[control.Code]int{
+	control.CodeInvalid:       http.StatusBadRequest,
+	control.CodeNotFound:      http.StatusNotFound,
+	control.CodeConflict:      http.StatusConflict,
+	control.CodeAddressInUse:  http.StatusConflict,
+	control.CodeOutOfRange:    http.StatusUnprocessableEntity,
+	control.CodeExhausted:     http.StatusConflict,
+	control.CodePortInUse:     http.StatusConflict,
+	control.CodeNetworkExists: http.StatusConflict,
+	control.CodeNetworkInUse:  http.StatusConflict,
+	control.CodeDescriptor:    http.StatusUnprocessableEntity,
+	control.CodeUnwatched:     http.StatusUnprocessableEntity,
+	control.CodeForbidden:     http.StatusForbidden,
+	control.CodeUnavailable:   http.StatusServiceUnavailable,
+	control.CodeVersion:       http.StatusBadRequest,
+	control.CodeTooLarge:      http.StatusRequestEntityTooLarge,
+	control.CodeInternal:      http.StatusInternalServerError,
 }
 
 func writeError(w http.ResponseWriter, err error) {
@@ -222,17 +243,17 @@ func writeError(w http.ResponseWriter, err error) {
 		// The status is sent; only cutting the connection tells the client.
 		panic(http.ErrAbortHandler)
 	}
-	code := CodeOf(err)
+	code := control.CodeOf(err)
 	status, ok := httpStatus[code]
 	if !ok {
 		status = http.StatusInternalServerError
 	}
 	message := err.Error()
-	if errors.Is(err, context.Canceled) && code == CodeInternal {
-		code, status = CodeUnavailable, http.StatusServiceUnavailable
+	if errors.Is(err, context.Canceled) && code == control.CodeInternal {
+		code, status = control.CodeUnavailable, http.StatusServiceUnavailable
 		message = "interrupted: " + message
 	}
-	writeJSON(w, status, ErrorReply{Error: Error{Code: code, Message: message}})
+	writeJSON(w, status, control.ErrorReply{Error: control.Error{Code: code, Message: message}})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
@@ -241,9 +262,11 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 		status = http.StatusInternalServerError
 		b = []byte(`{"error":{"code":"internal","message":"reply could not be encoded"}}`)
 	}
+	b = append(b, '\n')
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b))) // or HTTP/1.0 could not go on
 	w.WriteHeader(status)
-	_, _ = w.Write(append(b, '\n')) // a client that left does not want it
+	_, _ = w.Write(b) // a client that left does not want it
 }
 
 // decode reads the body into v.
@@ -252,9 +275,9 @@ func decode(r *http.Request, v any) error {
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return Errorf(CodeTooLarge, "the body is over %d bytes", tooLarge.Limit)
+			return control.Errorf(control.CodeTooLarge, "the body is over %d bytes", tooLarge.Limit)
 		}
 		return fmt.Errorf("read request body: %w", err)
 	}
-	return DecodeStrict(body, v)
+	return control.DecodeStrict(body, v)
 }

@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 // MaxFiles is the most descriptors one request may carry: one TUN and room
@@ -48,7 +50,7 @@ func (l *recvListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		cred, err := peerCred(uc)
+		cred, err := control.PeerCred(uc)
 		if err != nil {
 			uc.Close()
 			continue
@@ -74,7 +76,7 @@ type recvConn struct {
 	mu     sync.Mutex // guards the rest; net/http reads from a second goroutine while a handler runs
 	oob    []byte
 	files  []*os.File
-	fault  *Error // why the descriptors of this connection cannot be trusted
+	fault  *control.Error // why the descriptors of this connection cannot be trusted
 	closed bool
 }
 
@@ -85,7 +87,7 @@ func (c *recvConn) Read(b []byte) (int, error) {
 	}
 	c.mu.Lock()
 	if c.oob == nil {
-		c.oob = make([]byte, unix.CmsgSpace(maxRights*4))
+		c.oob = make([]byte, unix.CmsgSpace(control.MaxRights*4))
 	}
 	oob := c.oob
 	c.mu.Unlock()
@@ -110,11 +112,11 @@ func (c *recvConn) collect(oob []byte, flags int) {
 	c.files = append(c.files, files...)
 	switch {
 	case err != nil:
-		c.fault = Errorf(CodeDescriptor, "control message: %v", err)
+		c.fault = control.Errorf(control.CodeDescriptor, "control message: %v", err)
 	case flags&unix.MSG_CTRUNC != 0:
-		c.fault = Errorf(CodeDescriptor, "the kernel cut the descriptors short (MSG_CTRUNC): the daemon is at its limit of open files")
+		c.fault = control.Errorf(control.CodeDescriptor, "the kernel cut the descriptors short (MSG_CTRUNC): the daemon is at its limit of open files")
 	case len(c.files) > MaxFiles:
-		c.fault = Errorf(CodeDescriptor, "more than %d descriptors in one request", MaxFiles)
+		c.fault = control.Errorf(control.CodeDescriptor, "more than %d descriptors in one request", MaxFiles)
 	}
 	if c.fault != nil || c.closed {
 		c.discardLocked()
@@ -160,7 +162,7 @@ func (c *recvConn) take(want int) ([]*os.File, error) {
 	}
 	if got := len(c.files); got != want {
 		c.discardLocked()
-		return nil, Errorf(CodeDescriptor, "the request names %s and %d came with it", plural(want, "descriptor"), got)
+		return nil, control.Errorf(control.CodeDescriptor, "the request names %s and %d came with it", plural(want, "descriptor"), got)
 	}
 	files := c.files
 	c.files = nil

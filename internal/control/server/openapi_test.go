@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"encoding/json"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 // document is as much of OpenAPI 3.1 as openapi.yaml uses.
@@ -72,8 +74,8 @@ func readDocument(t *testing.T) document {
 	if err := yaml.UnmarshalStrict(openAPI, &doc); err != nil {
 		t.Fatalf("openapi.yaml: %v", err)
 	}
-	if doc.OpenAPI != "3.1.0" || doc.Info["version"] != fmt.Sprint(APIVersion) {
-		t.Errorf("openapi %s, API version %s; want 3.1.0 and %d", doc.OpenAPI, doc.Info["version"], APIVersion)
+	if doc.OpenAPI != "3.1.0" || doc.Info["version"] != fmt.Sprint(control.APIVersion) {
+		t.Errorf("openapi %s, API version %s; want 3.1.0 and %d", doc.OpenAPI, doc.Info["version"], control.APIVersion)
 	}
 	return doc
 }
@@ -109,7 +111,7 @@ func TestOpenAPIHasTheRoutes(t *testing.T) {
 		delete(methods, "parameters")
 		for method, raw := range methods {
 			var op operation
-			if err := DecodeStrict(raw, &op); err != nil {
+			if err := control.DecodeStrict(raw, &op); err != nil {
 				t.Fatalf("%s %s: %v", method, path, err)
 			}
 			var s summary
@@ -166,7 +168,7 @@ func TestOpenAPIHasTheTypes(t *testing.T) {
 			collect(reflect.TypeOf(rt.reply), types)
 		}
 	}
-	collect(reflect.TypeFor[ErrorReply](), types)
+	collect(reflect.TypeFor[control.ErrorReply](), types)
 	for ty := range types {
 		s, ok := doc.Components.Schemas[ty.Name()]
 		if !ok {
@@ -199,13 +201,13 @@ func TestOpenAPIHasTheTypes(t *testing.T) {
 
 // leaves are the types that JSON writes as one value.
 var leaves = map[reflect.Type]string{
-	reflect.TypeFor[netip.Addr]():     "string",
-	reflect.TypeFor[netip.Prefix]():   "string",
-	reflect.TypeFor[netip.AddrPort](): "string",
-	reflect.TypeFor[time.Time]():      "string date-time",
-	reflect.TypeFor[Code]():           "string " + strings.Join(codeNames(), ","),
-	reflect.TypeFor[LinkState]():      "string attaching,attached,lost",
-	reflect.TypeFor[NetworkSource]():  "string api,config,attach",
+	reflect.TypeFor[netip.Addr]():            "string",
+	reflect.TypeFor[netip.Prefix]():          "string",
+	reflect.TypeFor[netip.AddrPort]():        "string",
+	reflect.TypeFor[time.Time]():             "string date-time",
+	reflect.TypeFor[control.Code]():          "string " + strings.Join(codeNames(), ","),
+	reflect.TypeFor[control.LinkState]():     "string attaching,attached,lost",
+	reflect.TypeFor[control.NetworkSource](): "string api,config,attach",
 }
 
 func codeNames() []string {

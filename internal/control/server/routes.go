@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"cmp"
@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 //go:embed openapi.yaml
@@ -24,33 +26,33 @@ type route struct {
 }
 
 var routes = []route{
-	{"POST", "/v1/links", AttachRequest{}, AttachReply{}, nil, serveAttach},
-	{"GET", "/v1/links", nil, LinksReply{}, []string{"ref"}, serveLinks},
-	{"GET", "/v1/links/{network}/{container}/{ifname}", nil, Link{}, nil, serveLink},
-	{"PATCH", "/v1/links/{network}/{container}/{ifname}", AmendLinkRequest{}, Link{}, nil, serveAmendLink},
-	{"DELETE", "/v1/links/{network}/{container}/{ifname}", nil, DetachReply{}, nil, serveDetach},
+	{"POST", "/v1/links", control.AttachRequest{}, control.AttachReply{}, nil, serveAttach},
+	{"GET", "/v1/links", nil, control.LinksReply{}, []string{"ref"}, serveLinks},
+	{"GET", "/v1/links/{network}/{container}/{ifname}", nil, control.Link{}, nil, serveLink},
+	{"PATCH", "/v1/links/{network}/{container}/{ifname}", control.AmendLinkRequest{}, control.Link{}, nil, serveAmendLink},
+	{"DELETE", "/v1/links/{network}/{container}/{ifname}", nil, control.DetachReply{}, nil, serveDetach},
 	{"POST", "/v1/links/{network}/{container}/{ifname}/commit", nil, nil, nil, serveCommit},
-	{"POST", "/v1/links/{network}/{container}/{ifname}/publications", PublishLinkRequest{}, PublicationsReply{}, nil, servePublishLink},
-	{"POST", "/v1/links/{network}/{container}/{ifname}/unpublish", UnpublishLinkRequest{}, PublicationsReply{}, nil, serveUnpublishLink},
-	{"POST", "/v1/leases", LeaseRequest{}, Lease{}, nil, serveAcquire},
-	{"GET", "/v1/leases", nil, LeasesReply{}, []string{"network"}, serveLeases},
-	{"GET", "/v1/leases/{network}/{container}/{ifname}", nil, Lease{}, nil, serveLease},
-	{"DELETE", "/v1/leases/{network}/{container}/{ifname}", nil, ReleaseReply{}, nil, serveRelease},
-	{"GET", "/v1/networks", nil, NetworksReply{}, nil, serveNetworks},
-	{"POST", "/v1/networks", CreateNetworkRequest{}, Network{}, nil, serveCreateNetwork},
-	{"GET", "/v1/networks/{name}", nil, Network{}, nil, serveNetwork},
-	{"PATCH", "/v1/networks/{name}", AmendNetworkRequest{}, Network{}, nil, serveAmendNetwork},
+	{"POST", "/v1/links/{network}/{container}/{ifname}/publications", control.PublishLinkRequest{}, control.PublicationsReply{}, nil, servePublishLink},
+	{"POST", "/v1/links/{network}/{container}/{ifname}/unpublish", control.UnpublishLinkRequest{}, control.PublicationsReply{}, nil, serveUnpublishLink},
+	{"POST", "/v1/leases", control.LeaseRequest{}, control.Lease{}, nil, serveAcquire},
+	{"GET", "/v1/leases", nil, control.LeasesReply{}, []string{"network"}, serveLeases},
+	{"GET", "/v1/leases/{network}/{container}/{ifname}", nil, control.Lease{}, nil, serveLease},
+	{"DELETE", "/v1/leases/{network}/{container}/{ifname}", nil, control.ReleaseReply{}, nil, serveRelease},
+	{"GET", "/v1/networks", nil, control.NetworksReply{}, nil, serveNetworks},
+	{"POST", "/v1/networks", control.CreateNetworkRequest{}, control.Network{}, nil, serveCreateNetwork},
+	{"GET", "/v1/networks/{name}", nil, control.Network{}, nil, serveNetwork},
+	{"PATCH", "/v1/networks/{name}", control.AmendNetworkRequest{}, control.Network{}, nil, serveAmendNetwork},
 	{"DELETE", "/v1/networks/{name}", nil, nil, nil, serveRemoveNetwork},
-	{"POST", "/v1/networks/{name}/hosts", AttachHostRequest{}, HostLink{}, nil, serveAttachHost},
-	{"POST", "/v1/networks/{name}/gc", GCRequest{}, GCReply{}, nil, serveGC},
-	{"GET", "/v1/publications", nil, PublicationsReply{}, nil, servePublications},
-	{"POST", "/v1/publications", PublishRequest{}, Publication{}, nil, servePublish},
+	{"POST", "/v1/networks/{name}/hosts", control.AttachHostRequest{}, control.HostLink{}, nil, serveAttachHost},
+	{"POST", "/v1/networks/{name}/gc", control.GCRequest{}, control.GCReply{}, nil, serveGC},
+	{"GET", "/v1/publications", nil, control.PublicationsReply{}, nil, servePublications},
+	{"POST", "/v1/publications", control.PublishRequest{}, control.Publication{}, nil, servePublish},
 	{"DELETE", "/v1/publications/{id}", nil, nil, nil, serveUnpublish},
-	{"GET", "/v1/flows", nil, FlowsReply{}, []string{"network", "link"}, serveFlows},
-	{"GET", "/v1/stats", nil, StatsReply{}, []string{"network"}, serveStats},
+	{"GET", "/v1/flows", nil, control.FlowsReply{}, []string{"network", "link"}, serveFlows},
+	{"GET", "/v1/stats", nil, control.StatsReply{}, []string{"network"}, serveStats},
 	{"GET", "/v1/capture", nil, nil, []string{"link", "network", "snaplen"}, serveCapture},
-	{"GET", "/v1/status", nil, StatusReply{}, []string{"network"}, serveStatus},
-	{"GET", "/v1/version", nil, VersionReply{}, nil, serveVersion},
+	{"GET", "/v1/status", nil, control.StatusReply{}, []string{"network"}, serveStatus},
+	{"GET", "/v1/version", nil, control.VersionReply{}, nil, serveVersion},
 	{"GET", "/v1/openapi.yaml", nil, nil, nil, serveOpenAPI},
 	{"GET", "/metrics", nil, nil, nil, serveMetrics},
 	{"GET", "/healthz", nil, nil, nil, serveHealth},
@@ -63,7 +65,7 @@ func (rt *route) checkQuery(r *http.Request) error {
 	}
 	for name := range r.URL.Query() {
 		if !slices.Contains(rt.query, name) {
-			return Errorf(CodeInvalid, "%s %s: unknown query parameter %q; known: %s", rt.method, rt.pattern, name, cmp.Or(strings.Join(rt.query, ", "), "none"))
+			return control.Errorf(control.CodeInvalid, "%s %s: unknown query parameter %q; known: %s", rt.method, rt.pattern, name, cmp.Or(strings.Join(rt.query, ", "), "none"))
 		}
 	}
 	return nil
@@ -85,18 +87,18 @@ func empty(w http.ResponseWriter, err error) error {
 	return err
 }
 
-func pathKey(r *http.Request) (LinkKey, error) {
-	k := LinkKey{Network: r.PathValue("network"), Container: r.PathValue("container"), IfName: r.PathValue("ifname")}
+func pathKey(r *http.Request) (control.LinkKey, error) {
+	k := control.LinkKey{Network: r.PathValue("network"), Container: r.PathValue("container"), IfName: r.PathValue("ifname")}
 	return k, k.Validate()
 }
 
 func pathNetwork(r *http.Request) (string, error) {
 	name := r.PathValue("name")
-	return name, ValidateName("network name", name)
+	return name, control.ValidateName("network name", name)
 }
 
 func serveAttach(a *api, w http.ResponseWriter, r *http.Request) error {
-	var req AttachRequest
+	var req control.AttachRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -111,7 +113,7 @@ func serveAttach(a *api, w http.ResponseWriter, r *http.Request) error {
 
 // descriptors returns how many descriptors come with publications: a socket
 // each, and the owner of the redirects if there are any.
-func descriptors(specs ...PublicationSpec) int {
+func descriptors(specs ...control.PublicationSpec) int {
 	n, redirects := 0, 0
 	for _, s := range specs {
 		if s.FD {
@@ -134,7 +136,7 @@ func serveCommit(a *api, w http.ResponseWriter, r *http.Request) error {
 
 func serveLinks(a *api, w http.ResponseWriter, r *http.Request) error {
 	links, err := a.Handler.Links(r.Context(), r.FormValue("ref"))
-	return reply(w, LinksReply{Links: orEmpty(links)}, err)
+	return reply(w, control.LinksReply{Links: orEmpty(links)}, err)
 }
 
 func serveLink(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -151,7 +153,7 @@ func serveAmendLink(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var req AmendLinkRequest
+	var req control.AmendLinkRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -165,11 +167,11 @@ func serveDetach(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	removed, err := a.Handler.Detach(r.Context(), key)
-	return reply(w, DetachReply{Removed: removed}, err)
+	return reply(w, control.DetachReply{Removed: removed}, err)
 }
 
 func serveAcquire(a *api, w http.ResponseWriter, r *http.Request) error {
-	var req LeaseRequest
+	var req control.LeaseRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -179,7 +181,7 @@ func serveAcquire(a *api, w http.ResponseWriter, r *http.Request) error {
 
 func serveLeases(a *api, w http.ResponseWriter, r *http.Request) error {
 	list, err := a.Handler.Leases(r.Context(), r.FormValue("network"))
-	return reply(w, LeasesReply{Leases: orEmpty(list)}, err)
+	return reply(w, control.LeasesReply{Leases: orEmpty(list)}, err)
 }
 
 func serveLease(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -197,16 +199,16 @@ func serveRelease(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	released, err := a.Handler.Release(r.Context(), key)
-	return reply(w, ReleaseReply{Released: released}, err)
+	return reply(w, control.ReleaseReply{Released: released}, err)
 }
 
 func serveNetworks(a *api, w http.ResponseWriter, r *http.Request) error {
 	list, err := a.Handler.Networks(r.Context())
-	return reply(w, NetworksReply{Networks: orEmpty(list)}, err)
+	return reply(w, control.NetworksReply{Networks: orEmpty(list)}, err)
 }
 
 func serveCreateNetwork(a *api, w http.ResponseWriter, r *http.Request) error {
-	var req CreateNetworkRequest
+	var req control.CreateNetworkRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -228,7 +230,7 @@ func serveAmendNetwork(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var req AmendNetworkRequest
+	var req control.AmendNetworkRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -249,7 +251,7 @@ func serveAttachHost(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var req AttachHostRequest
+	var req control.AttachHostRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -266,7 +268,7 @@ func serveGC(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var req GCRequest
+	var req control.GCRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -276,11 +278,11 @@ func serveGC(a *api, w http.ResponseWriter, r *http.Request) error {
 
 func servePublications(a *api, w http.ResponseWriter, r *http.Request) error {
 	list, err := a.Handler.Publications(r.Context())
-	return reply(w, PublicationsReply{Publications: orEmpty(list)}, err)
+	return reply(w, control.PublicationsReply{Publications: orEmpty(list)}, err)
 }
 
 func servePublish(a *api, w http.ResponseWriter, r *http.Request) error {
-	var req PublishRequest
+	var req control.PublishRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -297,7 +299,7 @@ func servePublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var req PublishLinkRequest
+	var req control.PublishLinkRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
@@ -306,7 +308,7 @@ func servePublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	list, err := a.Handler.PublishLink(r.Context(), key, &req, files)
-	return reply(w, PublicationsReply{Publications: orEmpty(list)}, err)
+	return reply(w, control.PublicationsReply{Publications: orEmpty(list)}, err)
 }
 
 func serveUnpublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -314,12 +316,12 @@ func serveUnpublishLink(a *api, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var req UnpublishLinkRequest
+	var req control.UnpublishLinkRequest
 	if err := decode(r, &req); err != nil {
 		return err
 	}
 	list, err := a.Handler.UnpublishLink(r.Context(), key, &req)
-	return reply(w, PublicationsReply{Publications: orEmpty(list)}, err)
+	return reply(w, control.PublicationsReply{Publications: orEmpty(list)}, err)
 }
 
 func serveUnpublish(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -327,8 +329,8 @@ func serveUnpublish(a *api, w http.ResponseWriter, r *http.Request) error {
 }
 
 func serveFlows(a *api, w http.ResponseWriter, r *http.Request) error {
-	list, err := a.Handler.Flows(r.Context(), FlowQuery{Network: r.FormValue("network"), Link: r.FormValue("link")})
-	return reply(w, FlowsReply{Flows: orEmpty(list)}, err)
+	list, err := a.Handler.Flows(r.Context(), control.FlowQuery{Network: r.FormValue("network"), Link: r.FormValue("link")})
+	return reply(w, control.FlowsReply{Flows: orEmpty(list)}, err)
 }
 
 func serveStats(a *api, w http.ResponseWriter, r *http.Request) error {
@@ -350,11 +352,11 @@ func serveVersion(a *api, w http.ResponseWriter, r *http.Request) error {
 var errStreamStarted = errors.New("stream broken")
 
 func serveCapture(a *api, w http.ResponseWriter, r *http.Request) error {
-	q := CaptureQuery{Link: r.FormValue("link"), Network: r.FormValue("network")}
+	q := control.CaptureQuery{Link: r.FormValue("link"), Network: r.FormValue("network")}
 	if s := r.FormValue("snaplen"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 0 {
-			return Errorf(CodeInvalid, "snaplen %q: want a number of bytes, 0 for whole packets", s)
+			return control.Errorf(control.CodeInvalid, "snaplen %q: want a number of bytes, 0 for whole packets", s)
 		}
 		q.SnapLen = n
 	}
@@ -396,7 +398,7 @@ func serveOpenAPI(_ *api, w http.ResponseWriter, _ *http.Request) error {
 
 func serveMetrics(a *api, w http.ResponseWriter, r *http.Request) error {
 	if a.Metrics == nil {
-		return Errorf(CodeNotFound, "this daemon keeps no metrics")
+		return control.Errorf(control.CodeNotFound, "this daemon keeps no metrics")
 	}
 	a.Metrics.ServeHTTP(w, r)
 	return nil
@@ -405,7 +407,7 @@ func serveMetrics(a *api, w http.ResponseWriter, r *http.Request) error {
 func serveHealth(a *api, w http.ResponseWriter, r *http.Request) error {
 	if a.Health != nil {
 		if err := a.Health(r.Context()); err != nil {
-			return Errorf(CodeUnavailable, "%v", err)
+			return control.Errorf(control.CodeUnavailable, "%v", err)
 		}
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")

@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 func tempFile(t *testing.T, content string) *os.File {
@@ -43,7 +45,7 @@ func TestAttachCarriesDescriptors(t *testing.T) {
 		req := testRequest
 		files := []*os.File{tempFile(t, "tun")}
 		for i := range extra {
-			req.Publications = append(req.Publications, PublicationSpec{Proto: "tcp", Port: 80, FD: true})
+			req.Publications = append(req.Publications, control.PublicationSpec{Proto: "tcp", Port: 80, FD: true})
 			files = append(files, tempFile(t, fmt.Sprint("socket ", i)))
 		}
 		a, err := c.Attach(t.Context(), req, files...)
@@ -71,7 +73,7 @@ func TestDescriptorsAreNeverLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	one := testRequest
-	one.Publications = []PublicationSpec{{Proto: "tcp", Port: 80, FD: true}}
+	one.Publications = []control.PublicationSpec{{Proto: "tcp", Port: 80, FD: true}}
 	bad := testRequest
 	bad.Network = ""
 	f := tempFile(t, "x")
@@ -79,34 +81,31 @@ func TestDescriptorsAreNeverLeft(t *testing.T) {
 	tests := []struct {
 		name string
 		do   func() error
-		want Code
+		want control.Code
 	}{
-		{"too few", func() error { _, err := c.Attach(t.Context(), one, f); return err }, CodeDescriptor},
-		{"none", func() error { _, err := c.Attach(t.Context(), testRequest); return err }, CodeDescriptor},
-		{"too many", func() error { _, err := c.Attach(t.Context(), testRequest, f, f, f); return err }, CodeDescriptor},
+		{"too few", func() error { _, err := c.Attach(t.Context(), one, f); return err }, control.CodeDescriptor},
+		{"none", func() error { _, err := c.Attach(t.Context(), testRequest); return err }, control.CodeDescriptor},
+		{"too many", func() error { _, err := c.Attach(t.Context(), testRequest, f, f, f); return err }, control.CodeDescriptor},
 		{"on a route that takes none, on a connection that stays open", func() error {
-			s := newSession(c.Socket, slicesRepeat(f, 20))
-			t.Cleanup(s.close)
 			before += 2 // the connection's two ends
-			return s.call(t.Context(), "GET", "/v1/networks", nil, nil)
+			if e := ask(t, connect(t, c.Socket), "GET", "/v1/networks", "", nil, slicesRepeat(f, 20)...); e.Code != "" {
+				return e
+			}
+			return nil
 		}, ""},
 		{"with a body that is no JSON", func() error {
-			s := newSession(c.Socket, []*os.File{f})
-			defer s.close()
-			resp, err := s.do(t.Context(), "POST", "/v1/links", []byte("{"))
-			if err == nil {
-				resp.Body.Close()
-			}
-			return err
-		}, CodeInvalid},
+			conn := connect(t, c.Socket)
+			defer conn.Close()
+			return ask(t, conn, "POST", "/v1/links", "{", nil, f)
+		}, control.CodeInvalid},
 		{"more than the limit", func() error {
 			_, err := c.Attach(t.Context(), testRequest, slicesRepeat(f, MaxFiles+1)...)
 			return err
-		}, CodeDescriptor},
+		}, control.CodeDescriptor},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if err := tt.do(); (err == nil) != (tt.want == "") || err != nil && CodeOf(err) != tt.want {
+			if err := tt.do(); (err == nil) != (tt.want == "") || err != nil && control.CodeOf(err) != tt.want {
 				t.Errorf("error %v, want code %q", err, tt.want)
 			}
 			eventually(t, "closing of all descriptors", func() bool { return openFDs(t) <= before })
@@ -130,7 +129,7 @@ func TestTruncatedRightsAreRefused(t *testing.T) {
 	f := tempFile(t, "x")
 	req := testRequest
 	for range 99 {
-		req.Publications = append(req.Publications, PublicationSpec{Proto: "tcp", Port: 80, FD: true})
+		req.Publications = append(req.Publications, control.PublicationSpec{Proto: "tcp", Port: 80, FD: true})
 	}
 	if _, err := c.Networks(t.Context()); err != nil {
 		t.Fatal(err)
@@ -149,8 +148,8 @@ func TestTruncatedRightsAreRefused(t *testing.T) {
 	if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); rerr != nil {
 		t.Fatal(rerr)
 	}
-	if CodeOf(err) != CodeDescriptor || !strings.Contains(err.Error(), "MSG_CTRUNC") {
-		t.Errorf("error %v, want %s with MSG_CTRUNC", err, CodeDescriptor)
+	if control.CodeOf(err) != control.CodeDescriptor || !strings.Contains(err.Error(), "MSG_CTRUNC") {
+		t.Errorf("error %v, want %s with MSG_CTRUNC", err, control.CodeDescriptor)
 	}
 	eventually(t, "closing of all descriptors", func() bool { return openFDs(t) <= before })
 }

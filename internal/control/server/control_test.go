@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"context"
@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/usernet/usernet/internal/control"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -28,15 +30,15 @@ type recorder struct {
 	Handler
 
 	mu       sync.Mutex
-	request  AttachRequest
+	request  control.AttachRequest
 	contents []string // of the files that came with the last request
 	sessions []*Session
-	commits  []LinkKey
-	amended  []AmendLinkRequest
+	commits  []control.LinkKey
+	amended  []control.AmendLinkRequest
 	result   error
 }
 
-func (h *recorder) Attach(_ context.Context, s *Session, req *AttachRequest, files []*os.File) (*AttachReply, error) {
+func (h *recorder) Attach(_ context.Context, s *Session, req *control.AttachRequest, files []*os.File) (*control.AttachReply, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.request, h.contents = *req, nil
@@ -52,24 +54,24 @@ func (h *recorder) Attach(_ context.Context, s *Session, req *AttachRequest, fil
 	if h.result != nil {
 		return nil, h.result
 	}
-	return &AttachReply{ID: req.Key().String(), MTU: 1500}, nil
+	return &control.AttachReply{ID: req.Key().String(), MTU: 1500}, nil
 }
 
-func (h *recorder) Commit(_ context.Context, key LinkKey) error {
+func (h *recorder) Commit(_ context.Context, key control.LinkKey) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.commits = append(h.commits, key)
 	return h.result
 }
 
-func (h *recorder) AmendLink(_ context.Context, key LinkKey, req *AmendLinkRequest) (*Link, error) {
+func (h *recorder) AmendLink(_ context.Context, key control.LinkKey, req *control.AmendLinkRequest) (*control.Link, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.amended = append(h.amended, *req)
-	return &Link{ID: key.String()}, h.result
+	return &control.Link{ID: key.String()}, h.result
 }
 
-func (h *recorder) Networks(context.Context) ([]Network, error) { return nil, h.fails() }
+func (h *recorder) Networks(context.Context) ([]control.Network, error) { return nil, h.fails() }
 
 func (h *recorder) fails() error {
 	h.mu.Lock()
@@ -84,17 +86,17 @@ func (h *recorder) fail(err error) {
 }
 
 // got returns what the last attach brought.
-func (h *recorder) got() (AttachRequest, []string) {
+func (h *recorder) got() (control.AttachRequest, []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.request, h.contents
 }
 
-func (h *recorder) Version(context.Context) (*VersionReply, error) {
-	return &VersionReply{Version: "test", API: APIVersion}, nil
+func (h *recorder) Version(context.Context) (*control.VersionReply, error) {
+	return &control.VersionReply{Version: "test", API: control.APIVersion}, nil
 }
 
-func (h *recorder) Capture(ctx context.Context, q CaptureQuery, w io.Writer) error {
+func (h *recorder) Capture(ctx context.Context, q control.CaptureQuery, w io.Writer) error {
 	if err := h.fails(); err != nil {
 		return err
 	}
@@ -112,21 +114,21 @@ func (h *recorder) lastSession() *Session {
 }
 
 // start serves h on a socket of the test's own and returns a client of it.
-func start(t *testing.T, h Handler) *Client {
+func start(t *testing.T, h Handler) *control.Client {
 	t.Helper()
 	return startAllowing(t, h, allowUID(os.Geteuid()))
 }
 
-func startAllowing(t *testing.T, h Handler, allowed func(uint32) bool) *Client {
+func startAllowing(t *testing.T, h Handler, allowed func(uint32) bool) *control.Client {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "d", "s.sock")
-	l, err := Listen(path)
+	l, err := control.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, l.UnixListener, ServerConfig{Handler: h}, allowed) }()
+	go func() { done <- serve(ctx, l.UnixListener, Config{Handler: h}, allowed) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -136,7 +138,7 @@ func startAllowing(t *testing.T, h Handler, allowed func(uint32) bool) *Client {
 			t.Errorf("close listener: %v", err)
 		}
 	})
-	return Dial(path)
+	return control.Dial(path)
 }
 
 // eventually polls cond until it holds or two seconds have passed.
@@ -154,11 +156,11 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-var testRequest = AttachRequest{
+var testRequest = control.AttachRequest{
 	Network: "net", Container: "box", IfName: "eth0", Netns: 42,
-	Sets: [][]Range{{{Subnet: netip.MustParsePrefix("10.1.0.0/24")}}},
+	Sets: [][]control.Range{{{Subnet: netip.MustParsePrefix("10.1.0.0/24")}}},
 	IPs:  []netip.Addr{netip.MustParseAddr("10.1.0.7")},
-	DNS:  &DNSConf{Search: []string{"example.org"}},
+	DNS:  &control.DNSConf{Search: []string{"example.org"}},
 }
 
 func TestSessionLivesFromAttachToClose(t *testing.T) {
@@ -185,8 +187,8 @@ func TestSessionLivesFromAttachToClose(t *testing.T) {
 	h.mu.Unlock()
 	a.Close()
 	eventually(t, "end of the session", func() bool { return s.Context().Err() != nil })
-	if err := a.Commit(t.Context()); !errors.Is(err, ErrConnectionLost) {
-		t.Errorf("commit after close: %v, want %v", err, ErrConnectionLost)
+	if err := a.Commit(t.Context()); !errors.Is(err, control.ErrConnectionLost) {
+		t.Errorf("commit after close: %v, want %v", err, control.ErrConnectionLost)
 	}
 }
 
@@ -197,7 +199,7 @@ func TestDeadClientEndsSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Dial(socket).Attach(t.Context(), testRequest, f); err != nil {
+		if _, err := control.Dial(socket).Attach(t.Context(), testRequest, f); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Println("attached")
@@ -233,37 +235,31 @@ func TestRequestsAreStrict(t *testing.T) {
 	c := start(t, &recorder{})
 	tests := []struct {
 		method, path, body string
-		code               Code
+		code               control.Code
 		message            string
 	}{
-		{"POST", "/v1/networks", `{"nmae":"x"}`, CodeInvalid, `unknown field "nmae"; did you mean "name"?`},
-		{"POST", "/v1/networks", `{"zzzzzzzz":1}`, CodeInvalid, `known: `},
-		{"POST", "/v1/networks", `{"name":"x"} {}`, CodeInvalid, "more data follows"},
-		{"POST", "/v1/networks", `{"name":7}`, CodeInvalid, `field "name": want a string, got number`},
-		{"POST", "/v1/networks", `{"name":"x"`, CodeInvalid, "ends too early"},
-		{"POST", "/v1/networks", `{"subnets":["10.1.1.1/99"]}`, CodeInvalid, "10.1.1.1/99"},
-		{"POST", "/v1/networks", ``, CodeInvalid, "empty"},
-		{"POST", "/v1/networks", `{"name":"` + strings.Repeat("x", MaxBody) + `"}`, CodeTooLarge, "over 1048576 bytes"},
-		{"GET", "/v1/flows?netwrok=x", "", CodeInvalid, `unknown query parameter "netwrok"; known: network, link`},
-		{"GET", "/v1/links/net/b%2Fx/eth0", "", CodeInvalid, `container id "b/x"`},
-		{"GET", "/v1/links/net/box/this-name-is-too-long", "", CodeInvalid, "kernel's limit is 15"},
-		{"GET", "/v1/links/net/box/..%20", "", CodeInvalid, "white space"},
-		{"GET", "/v2/links", "", CodeVersion, "no API version 2"},
-		{"PUT", "/v1/links", "", CodeNotFound, "no route PUT /v1/links"},
-		{"GET", "/v1/capture?snaplen=-1", "", CodeInvalid, `snaplen "-1"`},
-		{"GET", "/metrics", "", CodeNotFound, "no metrics"},
+		{"POST", "/v1/networks", `{"nmae":"x"}`, control.CodeInvalid, `unknown field "nmae"; did you mean "name"?`},
+		{"POST", "/v1/networks", `{"zzzzzzzz":1}`, control.CodeInvalid, `known: `},
+		{"POST", "/v1/networks", `{"name":"x"} {}`, control.CodeInvalid, "more data follows"},
+		{"POST", "/v1/networks", `{"name":7}`, control.CodeInvalid, `field "name": want a string, got number`},
+		{"POST", "/v1/networks", `{"name":"x"`, control.CodeInvalid, "ends too early"},
+		{"POST", "/v1/networks", `{"subnets":["10.1.1.1/99"]}`, control.CodeInvalid, "10.1.1.1/99"},
+		{"POST", "/v1/networks", ``, control.CodeInvalid, "empty"},
+		{"POST", "/v1/networks", `{"name":"` + strings.Repeat("x", MaxBody) + `"}`, control.CodeTooLarge, "over 1048576 bytes"},
+		{"GET", "/v1/flows?netwrok=x", "", control.CodeInvalid, `unknown query parameter "netwrok"; known: network, link`},
+		{"GET", "/v1/links/net/b%2Fx/eth0", "", control.CodeInvalid, `container id "b/x"`},
+		{"GET", "/v1/links/net/box/this-name-is-too-long", "", control.CodeInvalid, "kernel's limit is 15"},
+		{"GET", "/v1/links/net/box/..%20", "", control.CodeInvalid, "white space"},
+		{"GET", "/v2/links", "", control.CodeVersion, "no API version 2"},
+		{"PUT", "/v1/links", "", control.CodeNotFound, "no route PUT /v1/links"},
+		{"GET", "/v1/capture?snaplen=-1", "", control.CodeInvalid, `snaplen "-1"`},
+		{"GET", "/metrics", "", control.CodeNotFound, "no metrics"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.method+" "+tt.path[:min(20, len(tt.path))], func(t *testing.T) {
-			s := newSession(c.Socket, nil)
-			defer s.close()
-			resp, err := s.do(t.Context(), tt.method, tt.path, []byte(tt.body))
-			if err == nil {
-				resp.Body.Close()
-			}
-			var e *Error
-			if !errors.As(err, &e) || e.Code != tt.code || !strings.Contains(e.Message, tt.message) {
-				t.Errorf("got %v, want code %s and %q", err, tt.code, tt.message)
+			e := ask(t, connect(t, c.Socket), tt.method, tt.path, tt.body, nil)
+			if e.Code != tt.code || !strings.Contains(e.Message, tt.message) {
+				t.Errorf("got %v, want code %s and %q", e, tt.code, tt.message)
 			}
 		})
 	}
@@ -273,14 +269,14 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 	h := &recorder{}
 	c := start(t, h)
 	for code := range httpStatus {
-		h.fail(fmt.Errorf("attach web: %w", Errorf(code, "because")))
+		h.fail(fmt.Errorf("attach web: %w", control.Errorf(code, "because")))
 		_, err := c.Networks(t.Context())
-		if !errors.Is(err, &Error{Code: code}) || err.Error() != "attach web: because" {
-			t.Errorf("code %s arrived as %v (%s)", code, err, CodeOf(err))
+		if !errors.Is(err, &control.Error{Code: code}) || err.Error() != "attach web: because" {
+			t.Errorf("code %s arrived as %v (%s)", code, err, control.CodeOf(err))
 		}
 	}
 	h.fail(errors.New("boom"))
-	if _, err := c.Networks(t.Context()); CodeOf(err) != CodeInternal || err.Error() != "boom" {
+	if _, err := c.Networks(t.Context()); control.CodeOf(err) != control.CodeInternal || err.Error() != "boom" {
 		t.Errorf("plain error arrived as %v", err)
 	}
 	h.fail(nil)
@@ -302,8 +298,8 @@ func TestOnlyOwnUIDIsServed(t *testing.T) {
 	before := openFDs(t)
 	c := startAllowing(t, &recorder{}, func(uint32) bool { return false })
 	_, err := c.Attach(t.Context(), testRequest, tempFile(t, "tun"))
-	if CodeOf(err) != CodeForbidden {
-		t.Errorf("refused peer got %v, want %s", err, CodeForbidden)
+	if control.CodeOf(err) != control.CodeForbidden {
+		t.Errorf("refused peer got %v, want %s", err, control.CodeForbidden)
 	}
 	eventually(t, "closing of all descriptors", func() bool { return openFDs(t) <= before+4 }) // listener, lock, file, poller
 }
@@ -352,15 +348,15 @@ func TestDeadAndForeignSockets(t *testing.T) {
 		want    error
 		message string
 	}{
-		{filepath.Join(dir, "missing"), ErrNotRunning, "usernet daemon --socket"},
-		{dead, ErrNotRunning, "usernet daemon --socket"},
-		{plain, ErrForeign, "USERNET_SOCKET"},
+		{filepath.Join(dir, "missing"), control.ErrNotRunning, "usernet daemon --socket"},
+		{dead, control.ErrNotRunning, "usernet daemon --socket"},
+		{plain, control.ErrForeign, "USERNET_SOCKET"},
 		{noise, nil, "noise"}, // foreign or cut, depending on which arrives first
-		{file, ErrNotRunning, "usernet daemon"},
-		{"/" + strings.Repeat("x", 200), &Error{Code: CodeInvalid}, "limit is 107"},
+		{file, control.ErrNotRunning, "usernet daemon"},
+		{"/" + strings.Repeat("x", 200), &control.Error{Code: control.CodeInvalid}, "limit is 107"},
 	}
 	for _, tt := range tests {
-		_, err := Dial(tt.path).Version(t.Context())
+		_, err := control.Dial(tt.path).Version(t.Context())
 		if err == nil || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.message) {
 			t.Errorf("%s: error %v, want %v with %q", tt.path, err, tt.want, tt.message)
 		}
@@ -369,24 +365,22 @@ func TestDeadAndForeignSockets(t *testing.T) {
 
 func TestVersionsMustAgree(t *testing.T) {
 	c := start(t, &recorder{})
-	req, err := http.NewRequest("GET", "http://usernet/v1/version", nil)
+	header := http.Header{control.VersionHeader: {"9"}}
+	if e := ask(t, connect(t, c.Socket), "GET", "/v1/version", "", header); e.Code != control.CodeVersion {
+		t.Errorf("client of version 9 got %v, want %s", e, control.CodeVersion)
+	}
+	newer := filepath.Join(t.TempDir(), "newer")
+	l, err := net.Listen("unix", newer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set(VersionHeader, "9")
-	s := newSession(c.Socket, nil)
-	defer s.close()
-	resp, err := s.transport.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if err := s.check(resp); CodeOf(err) != CodeVersion {
-		t.Errorf("client of version 9 got %v, want %s", err, CodeVersion)
-	}
-	resp.Header.Set(VersionHeader, "9")
-	if err := s.check(resp); CodeOf(err) != CodeVersion || !strings.Contains(err.Error(), "version 9") {
-		t.Errorf("daemon of version 9: %v, want %s", err, CodeVersion)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set(control.VersionHeader, "9")
+	})}
+	go srv.Serve(l)
+	defer srv.Close()
+	if _, err := control.Dial(newer).Version(t.Context()); control.CodeOf(err) != control.CodeVersion || !strings.Contains(err.Error(), "version 9") {
+		t.Errorf("daemon of version 9: %v, want %s", err, control.CodeVersion)
 	}
 }
 
@@ -397,7 +391,7 @@ func TestCaptureStreamsUntilTheClientLeaves(t *testing.T) {
 	defer cancel()
 	r, w := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- c.Capture(ctx, CaptureQuery{Link: "web"}, w) }()
+	go func() { done <- c.Capture(ctx, control.CaptureQuery{Link: "web"}, w) }()
 	got := make([]byte, len("first web"))
 	if _, err := io.ReadFull(r, got); err != nil || string(got) != "first web" {
 		t.Fatalf("read %q, %v", got, err)
@@ -406,9 +400,9 @@ func TestCaptureStreamsUntilTheClientLeaves(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Capture: %v", err)
 	}
-	h.fail(Errorf(CodeNotFound, "no link web"))
-	if err := c.Capture(t.Context(), CaptureQuery{}, io.Discard); CodeOf(err) != CodeNotFound {
-		t.Errorf("Capture: %v, want %s", err, CodeNotFound)
+	h.fail(control.Errorf(control.CodeNotFound, "no link web"))
+	if err := c.Capture(t.Context(), control.CaptureQuery{}, io.Discard); control.CodeOf(err) != control.CodeNotFound {
+		t.Errorf("Capture: %v, want %s", err, control.CodeNotFound)
 	}
 }
 
@@ -437,16 +431,16 @@ func TestAmendTellsAbsentFromEmpty(t *testing.T) {
 	h := &recorder{}
 	c := start(t, h)
 	name := ""
-	want := []AmendLinkRequest{
-		{}, {Hostname: &name}, {Aliases: &[]string{}}, {Aliases: &[]string{"a"}, Bandwidth: &Bandwidth{}},
+	want := []control.AmendLinkRequest{
+		{}, {Hostname: &name}, {Aliases: &[]string{}}, {Aliases: &[]string{"a"}, Bandwidth: &control.Bandwidth{}},
 	}
-	for _, req := range append(want, AmendLinkRequest{Aliases: new([]string)}) {
+	for _, req := range append(want, control.AmendLinkRequest{Aliases: new([]string)}) {
 		l, err := c.AmendLink(t.Context(), testRequest.Key(), req)
 		if err != nil || l.ID != "net/box/eth0" {
 			t.Errorf("%+v: %+v, %v", req, l, err)
 		}
 	}
-	if d := cmp.Diff(append(want, AmendLinkRequest{Aliases: &[]string{}}), h.amended); d != "" {
+	if d := cmp.Diff(append(want, control.AmendLinkRequest{Aliases: &[]string{}}), h.amended); d != "" {
 		t.Errorf("sent (-) and received (+) differ:\n%s", d)
 	}
 }
