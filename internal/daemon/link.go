@@ -207,6 +207,13 @@ func (d *Daemon) link(key control.LinkKey) *link {
 
 // linkList returns all links, by id.
 func (d *Daemon) linkList() []*link {
+	all := d.links()
+	slices.SortFunc(all, func(a, b *link) int { return strings.Compare(a.key().String(), b.key().String()) })
+	return all
+}
+
+// links returns all links.
+func (d *Daemon) links() []*link {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var all []*link
@@ -215,7 +222,6 @@ func (d *Daemon) linkList() []*link {
 			all = append(all, l)
 		}
 	}
-	slices.SortFunc(all, func(a, b *link) int { return strings.Compare(a.key().String(), b.key().String()) })
 	return all
 }
 

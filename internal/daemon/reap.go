@@ -95,7 +95,7 @@ func followMounts(mounts *os.File, tell func()) error {
 // reapLinks removes the lost and the pinned links whose namespaces have ended,
 // and reports whether there are any whose end nothing would tell.
 func (d *Daemon) reapLinks(ctx context.Context) (untold bool) {
-	for _, l := range d.linkList() {
+	for _, l := range d.links() {
 		switch {
 		case l.pinned && ended(l.rec.NetnsPath, l.rec.Netns),
 			l.sl == nil && fateOf(l.rec.NetnsPath, l.rec.Netns) == fateDead:
