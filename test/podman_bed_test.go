@@ -63,7 +63,7 @@ func newPodmanBed(t *testing.T, more string) *podmanBed {
 	p.write("/etc/containers/containers.conf.d/machine.conf", machineConf)
 	p.write("/etc/containers/storage.conf", storageConf)
 	p.write("/etc/containers/policy.json", `{"default": [{"type": "insecureAcceptAnything"}]}`)
-	p.devices = nstest.Exec(t, p.host, "ip", "-o", "link")
+	p.devices = p.interfaces(p.host)
 	return p
 }
 
@@ -209,7 +209,7 @@ func (p *podmanBed) nothingLeft() {
 	if out := nstest.Exec(p.t, p.host, "nft", "list", "tables"); out != "" {
 		p.t.Errorf("redirections left on the host:\n%s", out)
 	}
-	if out := nstest.Exec(p.t, p.host, "ip", "-o", "link"); out != p.devices {
+	if out := p.interfaces(p.host); out != p.devices {
 		p.t.Errorf("interfaces of the host:\n%swere\n%s", out, p.devices)
 	}
 	left, err := os.ReadDir(p.path(p.netns))
@@ -217,6 +217,13 @@ func (p *podmanBed) nothingLeft() {
 		p.t.Errorf("namespaces left: %v, %v", left, err)
 	}
 	nstest.WaitFor(p.t, 10*time.Second, func() bool { return p.tunsOfDaemon() == 0 })
+}
+
+// interfaces lists those of a namespace. On standard error ip tells of the
+// namespaces outside of the machine that come and go meanwhile.
+func (p *podmanBed) interfaces(ns *netns.Handle) string {
+	p.t.Helper()
+	return nstest.Exec(p.t, ns, "sh", "-c", "ip -o link 2>/dev/null")
 }
 
 // tunsOfDaemon counts the descriptors of devices that the daemon holds.

@@ -247,7 +247,7 @@ func (p *podmanBed) testSeveralNetworks(n podmanNet) {
 	if _, there := p.links()["multi "+n.other]; there {
 		p.t.Errorf("links after disconnect: %v", p.links())
 	}
-	if out := nstest.Exec(p.t, ns, "ip", "-o", "link"); strings.Contains(out, before.IfName) {
+	if out := p.interfaces(ns); strings.Contains(out, before.IfName) {
 		p.t.Errorf("interfaces after disconnect:\n%s", out)
 	}
 	p.do("podman", "network", "connect", "--alias", "second", n.other, "multi")
@@ -357,7 +357,7 @@ func (p *podmanBed) testDaemonsDeath(n podmanNet) {
 			p.t.Fatal(err)
 		}
 	}
-	nstest.WaitFor(p.t, 10*time.Second, func() bool { return !strings.Contains(nstest.Exec(p.t, ns, "ip", "-o", "link"), "eth0") })
+	nstest.WaitFor(p.t, 10*time.Second, func() bool { return !strings.Contains(p.interfaces(ns), "eth0") })
 	p.do("podman", "network", "reload", "--all")
 	after := p.links()["web "+n.name]
 	if after.State != control.LinkAttached || fmt.Sprint(after.Addrs) != fmt.Sprint(before.Addrs) || len(after.Publications) != len(before.Publications) {
