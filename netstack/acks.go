@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"bytes"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -13,7 +14,9 @@ import (
 // stack sends one as soon as it has taken a segment, before the relay has passed
 // on what the segment carried; whoever waits for that would wait for the write of
 // the acknowledgement as well. So it waits, for no longer than the worker's round
-// takes, and what else goes to a container does not overtake it.
+// takes while there is bulk to acknowledge, and else until the worker has nothing
+// to do. What goes to the container on the same connection meanwhile, an answer or
+// a FIN, acknowledges as much, and then it need not be written at all.
 type heldACKs struct {
 	count  int
 	bufs   [1][]byte // of one frame
@@ -25,7 +28,7 @@ type heldACKs struct {
 }
 
 const (
-	maxHeldACKs = 16
+	maxHeldACKs = 32
 	// maxACK is the longest acknowledgement: virtio header, IPv6 header, TCP
 	// header with all the options that fit.
 	maxACK = tunnel.HeaderLen + 40 + 60
@@ -63,9 +66,71 @@ func (w *worker) hold(l *Link, bufs [][]byte) bool {
 	return true
 }
 
-// Run sends what is held, at the end of the round. It is the task that hold
-// posts.
-func (w *worker) Run() { w.sendHeld() }
+// Run sends what is held, at the end of the round, or leaves it for a lull. It is
+// the task that hold posts.
+func (w *worker) Run() {
+	if w.bulk {
+		w.bulk = false
+		w.sendHeld()
+		return
+	}
+	w.loop.PostLull(lull{w})
+}
+
+// lull is the worker's task for when it has nothing else to do.
+type lull struct{ w *worker }
+
+// Run implements eventloop.Task.
+func (t lull) Run() { t.w.sendHeld() }
+
+// bulkSegment is the least payload that tells bulk from requests and answers:
+// whoever sends that much may wait for the acknowledgement before sending more.
+const bulkSegment = 1200
+
+// supersede drops the acknowledgement that is held of the connection to which a
+// segment is about to be sent, for it acknowledges as much. Several of one
+// connection say more, and are sent first.
+func (w *worker) supersede(l *Link, bufs [][]byte) {
+	w.mu.Lock()
+	if w.held == nil {
+		w.mu.Unlock()
+		return
+	}
+	found, at := w.held.find(l, connection(bufs[1]))
+	if found == 1 {
+		w.held.remove(at)
+	}
+	w.mu.Unlock()
+	if found > 1 {
+		w.sendHeld()
+	}
+}
+
+// find counts what is held of a connection, and tells where the last of it is.
+func (h *heldACKs) find(l *Link, conn []byte) (count, at int) {
+	for i := range h.frames[:h.count] {
+		f := &h.frames[i]
+		if f.link == l && bytes.Equal(connection(f.bytes[tunnel.HeaderLen:f.length]), conn) {
+			count, at = count+1, i
+		}
+	}
+	return count, at
+}
+
+func (h *heldACKs) remove(at int) {
+	copy(h.frames[at:h.count], h.frames[at+1:h.count])
+	h.count--
+	h.frames[h.count].link = nil
+}
+
+// connection is the part of a packet of the stack, which sends neither options
+// nor extension headers, that holds addresses and ports.
+func connection(ip []byte) []byte {
+	if ip[0]>>4 == 6 {
+		return ip[8 : header.IPv6MinimumSize+4]
+	}
+	return ip[12 : header.IPv4MinimumSize+4]
+}
 
 // sendHeld sends the acknowledgements that are held.
 func (w *worker) sendHeld() {

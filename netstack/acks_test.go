@@ -18,8 +18,8 @@ func numbered(e *end, seq uint32, flags header.TCPFlags, data ...[]byte) *stack.
 }
 
 // While the worker is busy, bare acknowledgements wait; what carries more sends
-// them on first, so that the container sees everything in the stack's order,
-// however many there are.
+// several of its connection on first, so that the container sees them in the
+// stack's order, however many there are.
 func TestBareACKsWaitForTheRoundAndKeepTheirOrder(t *testing.T) {
 	h := newHarness(t, nil)
 	e := h.attach("web", 2, nil)
@@ -57,7 +57,39 @@ func TestBareACKsWaitForTheRoundAndKeepTheirOrder(t *testing.T) {
 	}
 }
 
-// The last acknowledgement of a round is not held for longer.
+// An acknowledgement that is held is dropped for what goes to the container on the
+// same connection, and for nothing else; two of one connection say more than the
+// last, and are sent first.
+func TestAnswerSupersedesItsACK(t *testing.T) {
+	h := newHarness(t, nil)
+	e := h.attach("web", 2, nil)
+	send := func(seq uint32, port uint16, flags header.TCPFlags, data ...[]byte) {
+		pkt := numbered(e, seq, flags, data...)
+		header.TCP(pkt.TransportHeader().Slice()).SetDestinationPort(port)
+		writeOne(t, h.s.tcp.nic, pkt)
+		pkt.DecRef()
+	}
+	err := e.link.worker.loop.Do(func() {
+		send(1, 1000, header.TCPFlagAck)
+		send(2, 2000, header.TCPFlagAck)
+		send(3, 3000, header.TCPFlagAck)
+		send(4, 3000, header.TCPFlagAck)
+		send(5, 1000, header.TCPFlagAck|header.TCPFlagPsh, []byte("answer"))
+		send(6, 3000, header.TCPFlagAck|header.TCPFlagFin)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint32{5, 2, 3, 4, 6} {
+		_, got := e.receive()
+		if seq := header.TCP(got[header.IPv4MinimumSize:]).SequenceNumber(); seq != want {
+			t.Errorf("segment %d came when %d was due", seq, want)
+		}
+	}
+	e.quiet()
+}
+
+// An acknowledgement that nothing supersedes goes when the worker is idle.
 func TestBareACKGoesByItself(t *testing.T) {
 	h := newHarness(t, nil)
 	e := h.attach("web", 2, nil)

@@ -34,7 +34,7 @@ func (r *request) dial() {
 		return
 	}
 	r.host = fd
-	setHostOptions(fd)
+	setNoDelay(fd)
 	if hook := s.cfg.Host.Control; hook != nil {
 		if err := hook(network, to.String(), rawDescriptor(fd)); err != nil {
 			r.refuse(err)
@@ -102,7 +102,7 @@ func (r *request) runHook() {
 	case result.err != nil:
 		r.refuse(result.err)
 	default:
-		setHostOptions(r.host)
+		setNoDelay(r.host)
 		r.await()
 	}
 }
@@ -124,13 +124,17 @@ func socketError(fd int) error {
 	return os.NewSyscallError("connect", err)
 }
 
-// setHostOptions are what every host socket of a relay has: no delay of small
-// segments, for the container's kernel has decided on that, and keepalive, so
-// that a peer that is gone is found late, not never. None can fail on a TCP
-// socket, and on any other nothing is lost.
-func setHostOptions(fd int) {
+// setNoDelay has small segments leave at once: whether they wait has been decided
+// by the container's kernel, or the client's. It cannot fail on a TCP socket, and
+// on any other nothing is lost.
+func setNoDelay(fd int) {
+	setOptions(uintptr(fd), []option{{unix.SOL_TCP, unix.TCP_NODELAY, 1}})
+}
+
+// setHostKeepalive makes the host's kernel notice a far end that is gone late,
+// not never. As with setNoDelay, it cannot fail.
+func setHostKeepalive(fd int) {
 	setOptions(uintptr(fd), []option{
-		{unix.SOL_TCP, unix.TCP_NODELAY, 1},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{unix.SOL_TCP, unix.TCP_KEEPIDLE, int(keepaliveIdle.Seconds())},
 		{unix.SOL_TCP, unix.TCP_KEEPINTVL, int(keepaliveInterval.Seconds())},

@@ -91,7 +91,7 @@ func (a *acceptor) serve(conn net.Conn) {
 		a.t.s.log.Warn("accept on a published port", "publication", a.pub, "client", client, "err", err)
 		return
 	}
-	setHostOptions(host)
+	setNoDelay(host)
 	l := a.pub.link
 	source, target := a.t.s.sourceFor(l, client, a.pub.port)
 	v := a.t.s.decideIngress(l, packet.ProtoTCP, source, target)

@@ -107,10 +107,14 @@ func (n *nic) write(g *gather, pkt *stack.PacketBuffer) {
 // sendSegment sends a segment of the stack, now or, if it is a bare
 // acknowledgement, soon.
 func (l *Link) sendSegment(pkt *stack.PacketBuffer, bufs [][]byte) {
-	if isBareACK(pkt) && l.worker.hold(l, bufs) {
+	switch {
+	case !isBareACK(pkt):
+		l.worker.supersede(l, bufs)
+	case l.worker.hold(l, bufs):
 		return
+	default:
+		l.worker.sendHeld()
 	}
-	l.worker.sendHeld()
 	l.send(bufs)
 }
 

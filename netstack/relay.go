@@ -5,7 +5,6 @@ import (
 	"io"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -56,7 +55,8 @@ type relay struct {
 	fromDone     bool // the container's FIN has been passed on
 	toDone       bool // the host's FIN has been passed on
 	held         *chunk
-	orphan       *time.Timer // runs while the container takes the end
+	orphaned     bool // the container has yet to take the end
+	place        place
 }
 
 // maxBursts is how often a direction may move bytes before others on the worker
@@ -145,7 +145,7 @@ func (r *relay) step() {
 // begin has both ends tell what is new.
 func (r *relay) begin() {
 	r.begun = true
-	setKeepalive(r.ep)
+	r.link.worker.young.wait(r)
 	r.entry.Init(r, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
 	r.queue.EventRegister(&r.entry)
 	if r.watch != (eventloop.Watch{}) {
@@ -156,6 +156,16 @@ func (r *relay) begin() {
 		r.cut("watch the host socket: " + err.Error())
 	}
 }
+
+// grown has both ends watched for peers that are gone. Few relays live to need
+// it.
+func (r *relay) grown() {
+	setKeepalive(r.ep)
+	setHostKeepalive(r.host)
+}
+
+// abandoned resets what the container does not take.
+func (r *relay) abandoned() { r.cut("container does not take the end") }
 
 // moveFromContainer moves bytes from the container to the host until there are
 // no more, or no room. It reports true when there may be more of both.
@@ -317,11 +327,13 @@ func (r *relay) finish() {
 		r.closeHost()
 		r.ep.Close()
 		r.end("")
-	case done && r.orphan == nil:
+	case done && !r.orphaned:
 		// The container has yet to take everything, FIN included: what it
 		// leaves lying stays on its own account.
 		r.closeHost()
-		r.orphan = time.AfterFunc(orphanTimeout, func() { r.cut("container does not take the end") })
+		r.orphaned = true
+		r.leave()
+		r.link.worker.orphans.wait(r)
 	}
 }
 
@@ -348,9 +360,7 @@ func (r *relay) closeHost() {
 func (r *relay) end(cause string) {
 	r.ended = true
 	r.release()
-	if r.orphan != nil {
-		r.orphan.Stop()
-	}
+	r.leave()
 	if r.begun {
 		r.queue.EventUnregister(&r.entry)
 	}

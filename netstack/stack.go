@@ -69,6 +69,10 @@ const (
 	keepaliveInterval = 15 * time.Second
 	keepaliveCount    = 5
 
+	// keepaliveAfter is the age at which a connection of a relay gets it:
+	// short ones are spared the calls and timers.
+	keepaliveAfter = 10 * time.Second
+
 	// handshakeTimeout bounds the container's half of a new connection. gVisor
 	// gives up after 127 s of retransmitted SYN-ACKs, and holds the request's
 	// slot meanwhile.

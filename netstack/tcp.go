@@ -91,7 +91,8 @@ func (t *tcpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
 		return
 	}
 	if l.reader != nil {
-		l.worker.loop.Yield() // to gVisor's processors, and to requests
+		l.worker.loop.Yield() // to gVisor's processors
+		l.worker.bulk = l.worker.bulk || f.pkt.Len-f.pkt.Payload >= bulkSegment
 	}
 	switch f.pkt.TCPFlags & (packet.FlagSYN | packet.FlagACK | packet.FlagRST) {
 	case packet.FlagSYN:

@@ -23,6 +23,9 @@ type worker struct {
 	frame      frame
 	gatherings gatherings
 	crowd      crowd
+	young      patience // relays without keepalive yet
+	orphans    patience // those whose end the container has yet to take
+	bulk       bool     // a long TCP segment has come since acknowledgements were last sent
 
 	mu   sync.Mutex // guards what follows
 	held *heldACKs  // nil: none
@@ -46,7 +49,10 @@ func startWorkers() (ws workers, err error) {
 			ws.close()
 			return workers{}, fmt.Errorf("start a worker: %w", err)
 		}
-		ws.all = append(ws.all, &worker{loop: loop})
+		w := &worker{loop: loop}
+		w.young = patience{w: w, time: keepaliveAfter, over: (*relay).grown}
+		w.orphans = patience{w: w, time: orphanTimeout, over: (*relay).abandoned}
+		ws.all = append(ws.all, w)
 	}
 	return ws, nil
 }

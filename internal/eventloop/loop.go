@@ -35,6 +35,8 @@ type Loop struct {
 	done    chan struct{}      // closed when the goroutine has ended
 
 	sleeping atomic.Bool // the loop is about to wait, or waits
+	pending  atomic.Bool // something was posted, or the loop closed
+	lulled   atomic.Bool // something waits for a lull
 
 	// The goroutine's own.
 	events  [maxEvents]unix.EpollEvent
@@ -45,8 +47,12 @@ type Loop struct {
 	spinner spinner
 	spare   []Task
 
+	spareLull []Task
+
 	mu     sync.Mutex // guards what follows
 	posted []Task
+	lull   []Task
+	since  time.Time // of the first in lull
 	slots  []slot
 	free   []uint32
 	closed bool
@@ -133,7 +139,31 @@ func (l *Loop) run() {
 			l.yield = false
 			runtime.Gosched()
 		}
+		if l.lulled.Load() && l.overdue() {
+			l.runLull()
+		}
 	}
+}
+
+// overdue reports whether a lull is no longer to be waited for.
+func (l *Loop) overdue() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.lull) > 0 && time.Since(l.since) >= maxLull
+}
+
+// runLull runs the tasks that wait for a lull.
+func (l *Loop) runLull() {
+	l.mu.Lock()
+	l.lulled.Store(false)
+	tasks := l.lull
+	l.lull, l.spareLull = l.spareLull[:0], nil
+	l.mu.Unlock()
+	for i, t := range tasks {
+		tasks[i] = nil
+		t.Run()
+	}
+	l.spareLull = tasks[:0]
 }
 
 func (l *Loop) handler(e *unix.EpollEvent) Handler {
@@ -149,6 +179,7 @@ func (l *Loop) handler(e *unix.EpollEvent) Handler {
 // reports false when the loop is to end.
 func (l *Loop) runPosted() bool {
 	l.mu.Lock()
+	l.pending.Store(false)
 	tasks := l.posted
 	l.posted, l.spare = l.spare[:0], nil
 	closed := l.closed
@@ -166,6 +197,23 @@ func (l *Loop) runPosted() bool {
 func (l *Loop) Post(t Task) {
 	l.mu.Lock()
 	l.posted = append(l.posted, t)
+	l.pending.Store(true)
+	l.mu.Unlock()
+	l.rouse()
+}
+
+// maxLull is how long a busy loop lets wait what waits for a lull.
+const maxLull = 2 * time.Millisecond
+
+// PostLull has a task run when the loop has nothing else to do, or has been busy
+// for 2 ms.
+func (l *Loop) PostLull(t Task) {
+	l.mu.Lock()
+	if len(l.lull) == 0 {
+		l.since = time.Now()
+	}
+	l.lull = append(l.lull, t)
+	l.lulled.Store(true)
 	l.mu.Unlock()
 	l.rouse()
 }
@@ -188,6 +236,7 @@ func (l *Loop) Do(f func()) error {
 		return ErrClosed
 	}
 	l.posted = append(l.posted, t)
+	l.pending.Store(true)
 	l.mu.Unlock()
 	l.rouse()
 	<-t.done
@@ -229,6 +278,7 @@ func (l *Loop) Close() {
 	l.mu.Lock()
 	was := l.closed
 	l.closed = true
+	l.pending.Store(true)
 	l.mu.Unlock()
 	l.rouse()
 	<-l.done

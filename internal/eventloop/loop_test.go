@@ -421,3 +421,53 @@ func TestClosedIsForgotten(t *testing.T) {
 	write(t, ow, "x")
 	await(t, told)
 }
+
+// What waits for a lull runs after all that is there, whoever posts it and
+// whenever, and on a busy loop all the same.
+func TestLull(t *testing.T) {
+	l := newLoop(t)
+	var order []string
+	done := make(chan struct{})
+	l.Post(taskFunc(func() {
+		l.PostLull(taskFunc(func() { order = append(order, "lull"); close(done) }))
+		l.Post(taskFunc(func() { order = append(order, "task") }))
+	}))
+	await(t, done)
+	if !slices.Equal(order, []string{"task", "lull"}) {
+		t.Errorf("order %v", order)
+	}
+
+	asleep := make(chan struct{})
+	time.Sleep(10 * time.Millisecond)
+	l.PostLull(taskFunc(func() { close(asleep) }))
+	await(t, asleep)
+
+	r, w := newPipe(t)
+	busy := make(chan struct{})
+	write(t, w, "x") // and it is never read
+	var since time.Time
+	watch, err := l.Add(r, unix.EPOLLIN, handlerFunc(func(uint32) {
+		if since.IsZero() {
+			since = time.Now()
+			l.PostLull(taskFunc(func() { close(busy) }))
+		}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, busy)
+	_ = l.Do(func() {
+		watch.Remove()
+		if took := time.Since(since); took < maxLull {
+			t.Errorf("a busy loop found a lull after %v", took)
+		}
+	})
+}
+
+// A spinning loop sees what another goroutine posts.
+func TestSpinSeesTasks(t *testing.T) {
+	l := newLoop(t)
+	for range 1000 {
+		_ = l.Do(func() { l.spinner.limit = time.Hour })
+	}
+}

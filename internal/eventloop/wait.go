@@ -39,7 +39,13 @@ func (l *Loop) wait() {
 	if l.nap > 0 {
 		l.takeNap()
 	}
-	if l.poll() || l.spin() {
+	if l.poll() || l.pending.Load() {
+		return
+	}
+	if l.lulled.Load() {
+		l.runLull()
+	}
+	if l.spin() {
 		return
 	}
 	l.round++ // what comes now has not come at once
@@ -62,7 +68,7 @@ func (l *Loop) takeNap() {
 	_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0) // a signal may end it
 }
 
-// spin looks for events for as long as that has paid lately.
+// spin looks for events, and for tasks, for as long as that has paid lately.
 func (l *Loop) spin() bool {
 	if l.spinner.limit < minSpin {
 		return false
@@ -70,6 +76,9 @@ func (l *Loop) spin() bool {
 	for from := time.Now(); time.Since(from) < l.spinner.limit; {
 		if l.poll() {
 			l.spinner.found()
+			return true
+		}
+		if l.pending.Load() || l.lulled.Load() {
 			return true
 		}
 	}
@@ -80,7 +89,7 @@ func (l *Loop) spin() bool {
 func (l *Loop) anyPosted() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.posted) > 0 || l.closed
+	return len(l.posted) > 0 || len(l.lull) > 0 || l.closed
 }
 
 // look is poll as Go's poller wants it.
