@@ -14,7 +14,8 @@
 // A round of the loop waits for descriptors, runs their handlers, lets other
 // goroutines of the process run if a handler has given them work ([Loop.Yield]),
 // and then runs the tasks that were posted meanwhile ([Loop.Post]), by handlers
-// or by anybody. Nothing that runs on the loop may block.
+// or by anybody. Nothing that runs on the loop may block. What is only worth doing
+// when there is nothing else waits for that, or for 2 ms ([Loop.PostLull]).
 //
 // Waiting has two stages, for a sleep costs what it takes to wake up (wait.go):
 // first the loop spins, asking the kernel again and again, for as long as that
@@ -28,5 +29,6 @@
 // # Ownership
 //
 // A loop owns its own descriptors and none that it watches. Who watches a
-// descriptor removes the [Watch] before closing it.
+// descriptor removes the [Watch] before closing it, or tells of it right after
+// ([Watch.Closed]).
 package eventloop
