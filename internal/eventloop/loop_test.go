@@ -438,7 +438,7 @@ func TestLull(t *testing.T) {
 	}
 
 	asleep := make(chan struct{})
-	time.Sleep(10 * time.Millisecond)
+	<-time.After(10 * time.Millisecond) // the loop sleeps by then
 	l.PostLull(taskFunc(func() { close(asleep) }))
 	await(t, asleep)
 
