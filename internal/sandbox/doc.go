@@ -26,10 +26,10 @@
 //     parent reads the end of the stream, or the reason why execve failed.
 //
 // A TUN that is created in the namespace where it is used keeps that namespace
-// alive as long as its descriptor is open, silently; one that is moved in, as the
-// plugin does for containers, reports the namespace's end. Moving takes the
-// kernel 16 to 28 ms, though, half of a sandbox's start, and here the parent sees
-// the sandbox's end without the device's help: [Process.awaitEnd].
+// alive as long as its descriptor is open, silently; one that is moved in reports
+// the namespace's end. Moving takes the kernel 16 to 28 ms, though, half of a
+// sandbox's start, and here the parent sees the sandbox's end without the device's
+// help: [Process.awaitEnd].
 //
 // The device is persistent: it ends with its namespace, which the kernel clears
 // away by itself. Removing it at the last close of its descriptor would make
