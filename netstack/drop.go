@@ -60,6 +60,7 @@ const (
 	DropRepeatedSYN                // SYN of a connection whose host side is being dialled
 	DropBandwidth                  // would have to wait too long for the link's rate
 	DropFlowTaken                  // the switch and a host would have one flow of the same addresses and ports
+	DropSuperseded                 // bare TCP acknowledgement to another link that a later one, read with it, says again: nothing is lost
 	numDropReasons
 )
 
@@ -78,6 +79,7 @@ var dropNames = [numDropReasons]string{
 	DropDeviceGone: "device_gone", DropDeviceDown: "device_down", DropDeviceFrame: "device_frame",
 	DropNoFlow: "no_flow", DropICMPError: "icmp_error", DropStack: "stack",
 	DropRepeatedSYN: "repeated_syn", DropBandwidth: "bandwidth", DropFlowTaken: "flow_taken",
+	DropSuperseded: "superseded_ack",
 }
 
 // maxDropReasons bounds the counters of a link: the switch's own reasons and

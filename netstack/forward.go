@@ -176,8 +176,10 @@ func (s *Switch) toNAT(l *Link, f *frame, v policy.Verdict) {
 }
 
 // toPeer forwards a frame to another link of this network, or of one that it is
-// joined with, verbatim but for the hop limit: checksums that the kernel left open and segmentation stay open,
-// and the far kernel completes them.
+// joined with, verbatim but for the hop limit: checksums that the kernel left
+// open and segmentation stay open, and the far kernel completes them. Of
+// acknowledgements that come in a run only a flow's last is written, see
+// passingACKs.
 func (s *Switch) toPeer(from, to *Link, f *frame) {
 	if v := from.decidePeer(to); v.Action != policy.Forward {
 		s.refuse(from, to, f, v)
@@ -193,10 +195,17 @@ func (s *Switch) toPeer(from, to *Link, f *frame) {
 		return
 	}
 	packet.DecrementHopLimit(f.bufs[0])
-	if f.segmentSize() > to.mtu {
-		s.fragmentToPeer(from, to, f)
-	} else {
-		to.send(f.raw)
+	switch from.pass(fl, to, f) {
+	case passNever:
+		from.drop(DropSuperseded)
+		return
+	case passLater:
+	case passNow:
+		if f.segmentSize() > to.mtu {
+			s.fragmentToPeer(from, to, f)
+		} else {
+			to.send(f.raw)
+		}
 	}
 	fl.add(dir, 1, f.pkt.Len)
 	if f.pkt.Proto == packet.ProtoTCP {

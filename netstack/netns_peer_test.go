@@ -102,6 +102,21 @@ func TestNetnsContainersReachEachOther(t *testing.T) {
 
 // TestNetnsPeersOfDifferentMTU proves that path MTU discovery works between
 // links: the sender's kernel learns the smaller MTU from the switch.
+// TestNetnsRunsOfACKsAreOne: what a receiver acknowledges faster than the switch
+// passes it on reaches the sender as one acknowledgement, and nothing is missing.
+func TestNetnsRunsOfACKsAreOne(t *testing.T) {
+	nstest.Require(t)
+	h := newHarness(t, nil)
+	a, b := h.container("a", 2, 1500), h.container("b", 3, 1500)
+	for range 50 {
+		transfer(t, a, b, b.v6, 32<<20)
+		if b.link.Stats().Drops[DropSuperseded.String()] > 0 {
+			return
+		}
+	}
+	t.Error("no acknowledgement was superseded in 50 transfers")
+}
+
 func TestNetnsPeersOfDifferentMTU(t *testing.T) {
 	nstest.Require(t)
 	h := newHarness(t, nil)

@@ -23,6 +23,7 @@ type worker struct {
 	frame      frame
 	gatherings gatherings
 	crowd      crowd
+	passing    passingACKs
 	young      patience // relays without keepalive yet
 	orphans    patience // those whose end the container has yet to take
 	bulk       bool     // a long TCP segment has come since acknowledgements were last sent
@@ -172,6 +173,7 @@ func (r *reader) Ready(uint32) {
 		return
 	}
 	all := r.read()
+	r.l.worker.passing.flush()
 	r.l.s.udp.flushAll(r.l.worker)
 	if all {
 		r.l.worker.rest()
