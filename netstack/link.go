@@ -51,9 +51,10 @@ type LinkConfig struct {
 	Limits *Limits
 
 	// Bandwidth limits what the link carries. Packets from the container wait
-	// in its own queue; of those to the container 0.1 s worth wait, more are
-	// dropped. A limited link should have an MTU of at most LimitedMTU. Zero: no
-	// limit.
+	// in its own queue, whose length is its maker's choice
+	// (tunnel.Options.QueueLen); of those to the container 0.1 s worth wait, more
+	// are dropped. A limited link should have an MTU of at most LimitedMTU. Zero:
+	// no limit.
 	Bandwidth Bandwidth
 }
 

@@ -3,10 +3,12 @@ package plugin
 import (
 	"encoding/json"
 	"math"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/usernet/usernet/internal/control"
+	"github.com/usernet/usernet/tunnel"
 )
 
 // bandwidth is the capability of that name, whose four keys a configuration may
@@ -72,6 +74,26 @@ func (c *config) bandwidth() *control.Bandwidth {
 		return nil
 	}
 	return &b
+}
+
+const (
+	// maxWait is how long a packet may wait in the container's own queue for a
+	// limited rate, as the switch has it in the other direction.
+	maxWait = 100 * time.Millisecond
+	// minQueueLen lets some superframes of TCP wait at any rate.
+	minQueueLen = 8
+)
+
+// queueLen is the length in frames of the container's own queue, in which what it
+// sends waits for its rate; 0, the device's default, for none. In the default's
+// 2,000 frames a ping would wait 4.5 s behind a flood of datagrams at 5 Mbit/s.
+func queueLen(b *control.Bandwidth) int {
+	if b == nil || b.FromContainer.BitsPerSecond == 0 {
+		return 0
+	}
+	const frameBits = 8 * 1500 // the MTU of limited links
+	frames := b.FromContainer.BitsPerSecond / uint64(time.Second/maxWait) / frameBits
+	return int(min(max(frames, minQueueLen), tunnel.DefaultQueueLen))
 }
 
 func rate(bits, burst uint64) control.Rate {

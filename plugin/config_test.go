@@ -3,6 +3,7 @@ package plugin
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -199,6 +200,17 @@ func TestBandwidth(t *testing.T) {
 		if diff := cmp.Diff(want, c.bandwidth()); diff != "" {
 			t.Errorf("%s: %s", text, diff)
 		}
+	}
+}
+
+func TestQueueLen(t *testing.T) {
+	for bits, want := range map[uint64]int{0: 0, 1: 8, 1e6: 8, 6e6: 50, 100e6: 833, 10e9: 2000, math.MaxUint64: 2000} {
+		if got := queueLen(&control.Bandwidth{FromContainer: control.Rate{BitsPerSecond: bits}}); got != want {
+			t.Errorf("%d bit/s: %d frames, want %d", bits, got, want)
+		}
+	}
+	if got := queueLen(nil); got != 0 {
+		t.Errorf("no limit: %d frames", got)
 	}
 }
 

@@ -32,7 +32,9 @@ func mayPin(path string) bool {
 // createDevice makes the device in a namespace; an empty name leaves it to the
 // kernel.
 func (a *adding) createDevice(where *netns.Handle, name string) error {
-	options := tunnel.Options{Name: name, MTU: a.conf.MTU, TAP: a.conf.tap(), Alias: linkAlias(a.key())}
+	options := tunnel.Options{
+		Name: name, MTU: a.conf.MTU, TAP: a.conf.tap(), Alias: linkAlias(a.key()), QueueLen: queueLen(a.conf.bandwidth()),
+	}
 	if options.TAP {
 		options.MAC = a.mac
 	}

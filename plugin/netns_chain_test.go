@@ -44,7 +44,7 @@ func podmanChain(tuningDir string) []element {
 		{nameFirewall, map[string]any{"backend": ""}},
 		{nameTuning, map[string]any{"dataDir": tuningDir, "mtu": 1400, "mac": "02:00:00:00:00:42", "allmulti": true, "txQLen": 77,
 			"promisc": true, "sysctl": map[string]any{"net.ipv4.ip_default_ttl": "99"}}},
-		{nameBandwidth, map[string]any{"ingressRate": 8000000, "ingressBurst": 800000}},
+		{nameBandwidth, map[string]any{"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 9000000, "egressBurst": 900000}},
 		{nameDNSName, map[string]any{"domainName": "dns.podman", "runtimeConfig": map[string]any{"aliases": map[string]any{"web": []any{"db", "c1short"}}}}},
 	}
 }
@@ -105,8 +105,11 @@ func TestNetnsChain(t *testing.T) {
 	if diff := cmp.Diff([]string{"127.0.0.1:5353/udp>53", "0.0.0.0:8080/tcp>80", ":::8080/tcp>80"}, ports); diff != "" {
 		t.Errorf("publications (-want +got)\n%s", diff)
 	}
-	if l.Bandwidth == nil || l.Bandwidth.ToContainer != (control.Rate{BitsPerSecond: 8000000, BurstBits: 800000}) || l.Bandwidth.FromContainer.BitsPerSecond != 0 {
-		t.Errorf("bandwidth %+v", l.Bandwidth)
+	limits := &control.Bandwidth{
+		FromContainer: control.Rate{BitsPerSecond: 9000000, BurstBits: 900000}, ToContainer: control.Rate{BitsPerSecond: 8000000, BurstBits: 800000},
+	}
+	if diff := cmp.Diff(limits, l.Bandwidth); diff != "" {
+		t.Errorf("bandwidth (-want +got)\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{"db", "db.dns.podman", "c1short", "c1short.dns.podman"}, l.Aliases); diff != "" {
 		t.Errorf("aliases (-want +got)\n%s", diff)
@@ -197,7 +200,7 @@ func TestNetnsChainUndoesEachStep(t *testing.T) {
 	steps := map[string][]string{
 		namePortmap:   {"listen", "publish"},
 		nameTuning:    {"sysctl ipv4/ip_default_ttl", "MAC address 02:00:00:00:00:42", "promisc true", "MTU 1400", "allmulti true", "txQLen 77"},
-		nameBandwidth: {"limit"}, nameFirewall: {"policy"},
+		nameBandwidth: {"limit", "queue"}, nameFirewall: {"policy"},
 		nameDNSName: {"names"},
 	}
 	dir := filepath.Join(t.TempDir(), "tuning")

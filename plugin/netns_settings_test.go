@@ -299,3 +299,23 @@ func TestNetnsHostIPFamily(t *testing.T) {
 		t.Errorf("beside defaultHostIP: %q", got)
 	}
 }
+
+// TestNetnsQueueOfLimitedLinks: what waits for a limited rate does not wait for
+// seconds, be the limit the interface's from the beginning or a later plugin's.
+func TestNetnsQueueOfLimitedLinks(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	limits := map[string]any{"egressRate": 6000000, "egressBurst": 600000}
+	queue := func() int { return containerLink(t, b.ctr).Attrs().TxQLen }
+	if _, err := b.run(cmdAdd, b.config(limits), nil); err != nil || queue() != 50 {
+		t.Errorf("%v; the queue has %d frames, want 50", err, queue())
+	}
+	if _, err := b.run(cmdDel, b.config(limits), nil); err != nil {
+		t.Fatal(err)
+	}
+	list := []element{{nameBridge, map[string]any{"isGateway": true, "ipam": hostLocal}}, {nameBandwidth, limits}}
+	if _, err := b.chain(list, nil); err != nil || queue() != 50 {
+		t.Errorf("%v; after a plugin of the list the queue has %d frames, want 50", err, queue())
+	}
+	b.each(cmdDel, list, nil)
+}
