@@ -102,8 +102,9 @@ func (a *app) linkSetCommand() *cobra.Command {
 		Use:   "set LINK",
 		Short: "Change the names and limits of a container's link",
 		Long: `Changes a link while it is in use. What is not named stays as it is. A container
-that is attached with a limit gets packets of 1,500 bytes; one that gets its first
-limit here keeps its MTU, and TCP makes less of a low rate with a large one.
+that is attached with a limit gets packets of 1,500 bytes and a short queue; one
+that gets its first limit here keeps what it has: TCP makes less of a low rate, and
+what the container sends may wait for seconds.
 
 ` + refHelp,
 		Example: `  usernet link set web --alias www --alias api
