@@ -75,7 +75,7 @@ func (i *invocation) shortenQueue(target *netns.Handle, frames int, taken *undo.
 	}
 	replace := func(old, length int) (did bool, err error) {
 		err = target.Do(func() error {
-			did, err = replaceQueueLen(i.params.IfName, old, length)
+			did, err = i.replaceQueueLen(old, length)
 			return err
 		})
 		return did, err
@@ -96,11 +96,12 @@ func (i *invocation) shortenQueue(target *netns.Handle, frames int, taken *undo.
 	return i.done("queue")
 }
 
-// replaceQueueLen sets the queue length of an interface of the current namespace,
-// in frames, if it is old, and reports whether it was.
-func replaceQueueLen(name string, old, length int) (bool, error) {
-	link, err := netlink.LinkByName(name)
-	if err != nil || link.Attrs().TxQLen != old {
+// replaceQueueLen sets the queue length of the link's interface in the current
+// namespace, in frames, if it is old, and reports whether it was. The interface of
+// somebody else, as in a namespace that was used again, stays as it is.
+func (i *invocation) replaceQueueLen(old, length int) (bool, error) {
+	link, err := netlink.LinkByName(i.params.IfName)
+	if err != nil || link.Attrs().TxQLen != old || link.Attrs().Alias != linkAlias(i.key()) {
 		return false, err
 	}
 	return true, netlink.LinkSetTxQLen(link, length)
@@ -121,7 +122,7 @@ func (i *invocation) bandwidthDel(ctx context.Context) error {
 		if frames == 0 {
 			return nil
 		}
-		_, err := replaceQueueLen(i.params.IfName, frames, tunnel.DefaultQueueLen)
+		_, err := i.replaceQueueLen(frames, tunnel.DefaultQueueLen)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			return nil
 		}
