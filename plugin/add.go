@@ -420,6 +420,8 @@ func (a *adding) configure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// What the host forwards goes on to clients far away, end to end.
+	a.iface.Unpaced = !a.conf.HostAccess.Forward
 	if err := a.target.Do(func() error { return netns.Configure(a.iface) }); err != nil {
 		return fmt.Errorf("configure %s in CNI_NETNS=%q: %w", a.params.IfName, a.params.Netns, err)
 	}

@@ -319,3 +319,32 @@ func TestNetnsQueueOfLimitedLinks(t *testing.T) {
 	}
 	b.each(cmdDel, list, nil)
 }
+
+// TestNetnsPacing: TCP of a container is not paced on its way to the switch, but
+// where the host forwards for others it is as the host has it.
+func TestNetnsPacing(t *testing.T) {
+	b := newBed(t)
+	b.startDaemon()
+	const key = "ipv4/tcp_congestion_control"
+	if have, err := netns.Sysctl("ipv4/tcp_available_congestion_control"); err != nil || !strings.Contains(have, "bbr") {
+		t.Skipf("algorithms %q, %v; modprobe tcp_bbr", have, err)
+	}
+	for want, keys := range map[string]map[string]any{
+		"reno": {"name": "near"},
+		"bbr":  {"name": "far", "hostAccess": map[string]any{"enabled": true, "forward": true}},
+	} {
+		got := ""
+		nstest.In(t, b.ctr, func() error { return netns.SetSysctl(key, "bbr") })
+		conf := b.config(keys)
+		if _, err := b.run(cmdAdd, conf, nil); err != nil {
+			t.Fatal(err)
+		}
+		nstest.In(t, b.ctr, func() (err error) { got, err = netns.Sysctl(key); return err })
+		if got != want {
+			t.Errorf("network %s: %q, want %q", keys["name"], got, want)
+		}
+		if _, err := b.run(cmdDel, conf, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

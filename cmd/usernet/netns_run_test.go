@@ -35,6 +35,7 @@ var clients = []struct{ name, script, want string }{
 	{"ping the gateway", "ping -c 1 -W 5 10.83.0.1", "1 received"},
 	{"traceroute", "traceroute -n -q 1 -w 5 203.0.113.2", " 1  10.83.0.1 "},
 	{"traceroute IPv6", "traceroute -6 -n -q 1 -w 5 2001:db8:113::2", "2001:db8:113::2 "},
+	{"TCP without pacing", "grep -q bbr /proc/sys/net/ipv4/tcp_congestion_control || echo as fast as it can", "as fast as it can"},
 	{"traceroute ICMP", "traceroute -I -n -q 1 -w 5 203.0.113.2", "203.0.113.2 "},
 }
 

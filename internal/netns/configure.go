@@ -51,6 +51,11 @@ func (j *job) configure(cfg Interface) error {
 	if err := j.setSysctls(settings(cfg, isTAP(link))); err != nil {
 		return err
 	}
+	if cfg.Unpaced {
+		if err := j.stopPacing(); err != nil {
+			return err
+		}
+	}
 	if err := j.setMTU(link, cfg.MTU); err != nil {
 		return err
 	}

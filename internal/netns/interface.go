@@ -28,6 +28,11 @@ type Interface struct {
 	// MAC is the interface's address on its link, which a TUN has not. Empty
 	// leaves the device's own.
 	MAC net.HardwareAddr
+	// Unpaced has TCP of the whole namespace send as fast as its window allows,
+	// where its default algorithm, BBR, would pace it. It is for namespaces
+	// whose connections end at the other end of the interface, microseconds
+	// away. Programs that choose an algorithm by TCP_CONGESTION have theirs.
+	Unpaced bool
 }
 
 // Route is a route through an Interface.

@@ -114,6 +114,18 @@ func (j *job) setSysctls(all []setting) error {
 	return nil
 }
 
+// stopPacing replaces the namespace's default for TCP where that is BBR, which
+// sends by a timer for every superframe. Reno is the one algorithm that every
+// kernel has and every namespace may choose; without loss it differs from Cubic in
+// nothing.
+func (j *job) stopPacing() error {
+	const key = "ipv4/tcp_congestion_control"
+	if was, err := Sysctl(key); err != nil || !strings.HasPrefix(was, "bbr") {
+		return nil // its sysctls cannot be read, or there is nothing to do
+	}
+	return j.setSysctl(setting{key, "reno", false})
+}
+
 // setSysctl writes only what differs, so that it needs no writable /proc/sys
 // where the defaults will do.
 func (j *job) setSysctl(s setting) error {

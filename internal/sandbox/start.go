@@ -267,7 +267,7 @@ func (s *start) startReaper(context.Context) (err error) {
 // Ethernet, so a default route needs no resolved next hop; naming the gateway
 // lets tools that look for one find it.
 func interfaceOf(s Settings, name string) netns.Interface {
-	i := netns.Interface{Name: name, Addrs: s.Addrs, MTU: s.MTU}
+	i := netns.Interface{Name: name, Addrs: s.Addrs, MTU: s.MTU, Unpaced: true}
 	for _, g := range s.Gateways {
 		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		if g.Is6() {
