@@ -323,12 +323,10 @@ func TestNetnsQueueOfLimitedLinks(t *testing.T) {
 // TestNetnsPacing: TCP of a container is not paced on its way to the switch, but
 // where the host forwards for others it is as the host has it.
 func TestNetnsPacing(t *testing.T) {
+	nstest.RequireBBR(t)
 	b := newBed(t)
 	b.startDaemon()
 	const key = "ipv4/tcp_congestion_control"
-	if have, err := netns.Sysctl("ipv4/tcp_available_congestion_control"); err != nil || !strings.Contains(have, "bbr") {
-		t.Skipf("algorithms %q, %v; modprobe tcp_bbr", have, err)
-	}
 	for want, keys := range map[string]map[string]any{
 		"reno": {"name": "near"},
 		"bbr":  {"name": "far", "hostAccess": map[string]any{"enabled": true, "forward": true}},

@@ -2,7 +2,6 @@ package netns_test
 
 import (
 	"errors"
-	"strings"
 	"testing"
 
 	"github.com/usernet/usernet/internal/netns"
@@ -13,11 +12,8 @@ import (
 // where that is wanted; what somebody chose besides stays, and so does everything
 // when a later step fails.
 func TestNetnsUnpaced(t *testing.T) {
-	nstest.Require(t)
+	nstest.RequireBBR(t)
 	const key = "ipv4/tcp_congestion_control"
-	if have, err := netns.Sysctl("ipv4/tcp_available_congestion_control"); err != nil || !strings.Contains(have, "bbr") {
-		t.Skipf("algorithms %q, %v; modprobe tcp_bbr", have, err)
-	}
 	errLater := errors.New("later")
 	for _, tt := range []struct {
 		was     string

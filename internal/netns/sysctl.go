@@ -120,8 +120,12 @@ func (j *job) setSysctls(all []setting) error {
 // nothing.
 func (j *job) stopPacing() error {
 	const key = "ipv4/tcp_congestion_control"
-	if was, err := Sysctl(key); err != nil || !strings.HasPrefix(was, "bbr") {
-		return nil // its sysctls cannot be read, or there is nothing to do
+	was, err := Sysctl(key)
+	if err != nil && !unavailable(err) {
+		return err
+	}
+	if !strings.HasPrefix(was, "bbr") {
+		return nil
 	}
 	return j.setSysctl(setting{key, "reno", false})
 }

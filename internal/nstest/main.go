@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -121,12 +123,30 @@ var missing = sync.OnceValue(func() error {
 // here, and says why. With CI=true in the environment it fails the test.
 func Require(t testing.TB) {
 	t.Helper()
-	err := missing()
-	if err == nil {
-		return
+	if err := missing(); err != nil {
+		skip(t, "network namespaces and TUN devices", err)
 	}
+}
+
+// RequireBBR does the same for the kernel's congestion control of that name,
+// which it loads if it may.
+func RequireBBR(t testing.TB) {
+	t.Helper()
+	Require(t)
+	_ = exec.Command("modprobe", "tcp_bbr").Run() // it may be built in
+	have, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	if err == nil && !slices.Contains(strings.Fields(string(have)), "bbr") {
+		err = fmt.Errorf("the kernel has %s; modprobe tcp_bbr adds it", strings.TrimSpace(string(have)))
+	}
+	if err != nil {
+		skip(t, "TCP's BBR", err)
+	}
+}
+
+func skip(t testing.TB, what string, err error) {
+	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatalf("this test needs network namespaces and TUN devices, and CI=true forbids to skip it: %v", err)
+		t.Fatalf("this test needs %s, and CI=true forbids to skip it: %v", what, err)
 	}
-	t.Skipf("this test needs network namespaces and TUN devices: %v", err)
+	t.Skipf("this test needs %s: %v", what, err)
 }
