@@ -109,9 +109,10 @@ func TestNetnsTAPContainersReachEachOther(t *testing.T) {
 				}
 			}
 			for i, link := range p.links {
-				// MLD reports and announcements are what kernels say unasked.
+				// MLD reports and announcements are what kernels say unasked, and
+				// of acknowledgements in a run the last says all.
 				for reason, n := range link.Stats().Drops {
-					if reason != "neighbor_discovery" && reason != "arp_unanswered" {
+					if reason != "neighbor_discovery" && reason != "arp_unanswered" && reason != "superseded_ack" {
 						t.Errorf("%d packets of container %d dropped as %s", n, i, reason)
 					}
 				}
