@@ -26,7 +26,8 @@
 //  3. If the destination is a link, of this network or of one that policy joins
 //     it with (fabric.go), both networks' rules are asked, and the frame is
 //     forwarded (forward.go): hop limit less one, and the same bytes are
-//     written to the other device.
+//     written to the other device. Of a run of bare TCP acknowledgements that
+//     lie in the device together only each flow's last is (passing.go).
 //     Checksums and segmentation that the first kernel left open stay open
 //     and the second completes them, so a frame costs two system calls for up
 //     to 64 KiB. gVisor has no part in it, and TCP between containers
