@@ -85,15 +85,12 @@ func (b *batch) consume(ep tcpip.Endpoint, n int) {
 // there was none for the rest.
 func (b *batch) send(fd int) syscall.Errno {
 	for b.next < b.n {
-		n, _, errno := syscall.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&b.iov[b.next])), uintptr(b.n-b.next))
-		switch errno {
-		case 0:
-			b.wrote += int(n)
-			b.advance(int(n))
-		case unix.EINTR:
-		default:
+		n, errno := writev(fd, b.iov[b.next:b.n])
+		if errno != 0 {
 			return errno
 		}
+		b.wrote += n
+		b.advance(n)
 	}
 	return 0
 }
@@ -233,12 +230,7 @@ func (c *chunk) readv(a, b []byte) (int, syscall.Errno) {
 		pieces = 2
 	}
 	defer clear(c.iov[:])
-	for {
-		n, _, errno := syscall.Syscall(unix.SYS_READV, uintptr(c.fd), uintptr(unsafe.Pointer(&c.iov[0])), uintptr(pieces))
-		if errno != unix.EINTR {
-			return max(int(n), 0), errno
-		}
-	}
+	return readv(c.fd, c.iov[:pieces])
 }
 
 var _ tcpip.Payloader = (*chunk)(nil)

@@ -151,7 +151,7 @@ func lingerNot(fd int) {
 // container's refusal for an orderly end.
 func abortSocket(fd int) {
 	lingerNot(fd)
-	unix.Close(fd)
+	closeSocket(fd)
 }
 
 // rawDescriptor is a socket as hooks want to see it.

@@ -213,8 +213,8 @@ func (r *relay) containerEnded() {
 	r.fromDone = true
 	if endpointState(r.ep) == tcp.StateError {
 		r.cut("reset by container")
-	} else if err := unix.Shutdown(r.host, unix.SHUT_WR); err != nil {
-		r.failed(err, "host")
+	} else if errno := shutdownWrite(r.host); errno != 0 {
+		r.failed(errno, "host")
 	}
 }
 
@@ -350,7 +350,7 @@ func (r *relay) abort() {
 
 func (r *relay) closeHost() {
 	if r.host >= 0 {
-		unix.Close(r.host)
+		closeSocket(r.host)
 		r.watch.Closed()
 		r.host = -1
 	}

@@ -35,12 +35,6 @@ func (n *sockName) set(a netip.AddrPort, v4 bool) {
 	n.length = unix.SizeofSockaddrInet6
 }
 
-// connect connects a socket with the address.
-func (n *sockName) connect(fd int) syscall.Errno {
-	_, _, errno := syscall.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&n.raw)), uintptr(n.length))
-	return errno
-}
-
 // get reads the address; IPv4 in IPv6 becomes IPv4. Scopes are left out: what
 // has one is refused as a destination and meaningless to a container.
 func (n *sockName) get() netip.AddrPort {

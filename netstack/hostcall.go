@@ -1,0 +1,47 @@
+package netstack
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The system calls that workers make on TCP host sockets. None of them waits, so
+// Go is not told of them: with one processor its monitor takes that away from a
+// call of more than 20 µs, such as a connect(2) to a neighbour or a writev(2) of
+// many segments, and the worker has to wait until a thread has given it back.
+
+// connect connects a socket with the address.
+func (n *sockName) connect(fd int) syscall.Errno {
+	_, _, errno := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&n.raw)), uintptr(n.length))
+	return errno
+}
+
+// readv reads what there is, and again when a signal interrupts it.
+func readv(fd int, iov []unix.Iovec) (int, syscall.Errno) {
+	return vectored(unix.SYS_READV, fd, iov)
+}
+
+// writev writes what there is room for, and again when a signal interrupts it.
+func writev(fd int, iov []unix.Iovec) (int, syscall.Errno) {
+	return vectored(unix.SYS_WRITEV, fd, iov)
+}
+
+func vectored(trap uintptr, fd int, iov []unix.Iovec) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+		if errno != unix.EINTR {
+			return max(int(n), 0), errno
+		}
+	}
+}
+
+// shutdownWrite sends FIN when all else has been sent.
+func shutdownWrite(fd int) syscall.Errno {
+	_, _, errno := syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+	return errno
+}
+
+// closeSocket closes a socket, which cannot fail.
+func closeSocket(fd int) { _, _, _ = syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
