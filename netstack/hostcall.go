@@ -18,6 +18,14 @@ func (n *sockName) connect(fd int) syscall.Errno {
 	return errno
 }
 
+// disconnect takes a TCP socket out of its connection, so that it may be in
+// another. What it has not sent is lost.
+func disconnect(fd int) syscall.Errno {
+	none := sockName{length: unix.SizeofSockaddrInet4}
+	none.raw.Family = unix.AF_UNSPEC
+	return none.connect(fd)
+}
+
 // readv reads what there is, and again when a signal interrupts it.
 func readv(fd int, iov []unix.Iovec) (int, syscall.Errno) {
 	return vectored(unix.SYS_READV, fd, iov)

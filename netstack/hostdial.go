@@ -11,49 +11,67 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/eventloop"
 	"github.com/usernet/usernet/internal/policy"
 )
 
 // dial begins to connect the host side. It makes the socket itself: package net
 // would have Go's poller watch it, which the worker does.
 func (r *request) dial() {
-	s, to := r.t.s, r.verdict.Addr
-	domain, network := unix.AF_INET, "tcp4"
-	if to.Addr().Is6() {
-		domain, network = unix.AF_INET6, "tcp6"
-	}
+	to := r.verdict.Addr
 	if err := r.checkDial(); err != nil {
 		r.refuse(err)
 		return
 	}
-	// Plain TCP: MPTCP costs an extra option on every connection, many middle
-	// boxes refuse it, and neither Landlock nor SO_LINGER treat it as TCP.
-	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
-		r.refuse(os.NewSyscallError("socket", err))
+	if err := r.socket(to); err != nil {
+		r.refuse(err)
 		return
-	}
-	r.host = fd
-	setNoDelay(fd)
-	if hook := s.cfg.Host.Control; hook != nil {
-		if err := hook(network, to.String(), rawDescriptor(fd)); err != nil {
-			r.refuse(err)
-			return
-		}
 	}
 	var name sockName
 	name.set(to, to.Addr().Is4())
-	if errno := name.connect(fd); errno != 0 && errno != unix.EINPROGRESS {
+	if errno := name.connect(r.host); errno != 0 && errno != unix.EINPROGRESS {
 		r.refuse(os.NewSyscallError("connect", errno))
 		return
 	}
 	r.await()
 }
 
+// socket gives the request a host socket: one that is left of a connection to the
+// same address, or a new one.
+func (r *request) socket(to netip.AddrPort) (err error) {
+	hook := r.t.s.cfg.Host.Control
+	if hook == nil { // nobody sets options that the next connection would inherit
+		r.reusable = true
+		if fd, watch, found := r.link.worker.spares.take(to); found {
+			r.host, r.watch = fd, watch
+			r.watch.Handle(r)
+			return nil
+		}
+	}
+	domain, network := unix.AF_INET, "tcp4"
+	if to.Addr().Is6() {
+		domain, network = unix.AF_INET6, "tcp6"
+	}
+	// Plain TCP: MPTCP costs an extra option on every connection, many middle
+	// boxes refuse it, and neither Landlock nor SO_LINGER treat it as TCP.
+	r.host, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	setNoDelay(r.host)
+	if hook != nil {
+		return hook(network, to.String(), rawDescriptor(r.host))
+	}
+	return nil
+}
+
 // await has the worker tell when the host socket is connected, which one of this
 // machine already is.
 func (r *request) await() {
 	r.phase = phaseConnect
+	if r.watch != (eventloop.Watch{}) {
+		return // it watches the socket still
+	}
 	var err error
 	if r.watch, err = r.link.worker.loop.Add(r.host, relayEvents, r); err != nil {
 		r.refuse(err)

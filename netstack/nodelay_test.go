@@ -106,8 +106,15 @@ func socketTo(t *testing.T, to net.Addr) int {
 		if err != nil {
 			continue
 		}
-		if v4, ok := peer.(*unix.SockaddrInet4); ok && netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), uint16(v4.Port)) == want {
-			return fd
+		switch peer := peer.(type) {
+		case *unix.SockaddrInet4:
+			if netip.AddrPortFrom(netip.AddrFrom4(peer.Addr), uint16(peer.Port)) == want {
+				return fd
+			}
+		case *unix.SockaddrInet6:
+			if netip.AddrPortFrom(netip.AddrFrom16(peer.Addr), uint16(peer.Port)) == want {
+				return fd
+			}
 		}
 	}
 	t.Fatalf("no socket is connected to %v", to)

@@ -45,7 +45,8 @@ type relay struct {
 	cause                      atomic.Pointer[string] // why the relay was cut; nil while it was not
 
 	// The worker's own.
-	host         int // host socket, which the relay owns
+	host         int  // host socket, which the relay owns
+	reusable     bool // the socket is the switch's own; the next connection may have it
 	watch        eventloop.Watch
 	begun, ended bool
 	hostReadable bool
@@ -349,11 +350,22 @@ func (r *relay) abort() {
 }
 
 func (r *relay) closeHost() {
-	if r.host >= 0 {
+	if r.host < 0 {
+		return
+	}
+	if !r.wasShort() || !r.link.worker.spares.keep(r.flow.spec.target, r.host, r.watch) {
 		closeSocket(r.host)
 		r.watch.Closed()
-		r.host = -1
 	}
+	r.host = -1
+}
+
+// wasShort reports whether the host socket is as good as new, but for a
+// connection that has ended well.
+func (r *relay) wasShort() bool {
+	young := r.place.in == &r.link.worker.young // and has no keepalive
+	carried := r.flow.bytes[fromContainer].Load() + r.flow.bytes[toContainer].Load()
+	return r.reusable && young && carried <= spareBytes && !r.isCut()
 }
 
 // end takes the relay from the link's flows.

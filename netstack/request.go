@@ -43,6 +43,7 @@ type request struct {
 	deadline time.Time // of the phase
 	cancel   context.CancelFunc
 	host     int // host socket, -1: none
+	reusable bool
 	watch    eventloop.Watch
 	events   uint32 // of the host socket, for the relay
 	ep       tcpip.Endpoint
@@ -188,6 +189,7 @@ func (r *request) shake() {
 		r.queue = &r.dns.queue
 	} else {
 		r.relay = newRelay(r.t, r.link, r.key, r.flow, r.host)
+		r.relay.reusable = r.reusable
 		r.queue = &r.relay.queue
 	}
 	r.phase = phaseShake

@@ -26,7 +26,8 @@ type worker struct {
 	passing    passingACKs
 	young      patience // relays without keepalive yet
 	orphans    patience // those whose end the container has yet to take
-	bulk       bool     // a long TCP segment has come since acknowledgements were last sent
+	spares     spares
+	bulk       bool // a long TCP segment has come since acknowledgements were last sent
 
 	mu   sync.Mutex // guards what follows
 	held *heldACKs  // nil: none
@@ -53,6 +54,7 @@ func startWorkers() (ws workers, err error) {
 		w := &worker{loop: loop}
 		w.young = patience{w: w, time: keepaliveAfter, over: (*relay).grown}
 		w.orphans = patience{w: w, time: orphanTimeout, over: (*relay).abandoned}
+		w.spares.w = w
 		ws.all = append(ws.all, w)
 	}
 	return ws, nil
@@ -68,6 +70,7 @@ func (ws *workers) close() {
 	for _, w := range ws.all {
 		w.loop.Close()
 		w.frame.release()
+		w.spares.close()
 	}
 }
 
