@@ -47,7 +47,7 @@ func (s *slirp) Up(ctx context.Context, t *Topology) (err error) {
 			return err
 		}
 		if i == 0 {
-			if err := s.publish(api); err != nil {
+			if err := s.publish(ctx, p, api); err != nil {
 				return err
 			}
 		}
@@ -55,10 +55,14 @@ func (s *slirp) Up(ctx context.Context, t *Topology) (err error) {
 	return nil
 }
 
-// publish asks the process's control socket to listen for container 0.
-func (s *slirp) publish(api string) error {
-	c, err := net.DialTimeout("unix", api, time.Second)
-	if err != nil {
+// publish asks the process's control socket, which comes after tap0, to listen for
+// container 0.
+func (s *slirp) publish(ctx context.Context, p *process, api string) (err error) {
+	var c net.Conn
+	if err := p.await(ctx, "control socket", func() bool {
+		c, err = net.Dial("unix", api)
+		return err == nil
+	}); err != nil {
 		return err
 	}
 	defer c.Close()
