@@ -57,12 +57,14 @@ func (s *slirp) Up(ctx context.Context, t *Topology) (err error) {
 
 // publish asks the process's control socket, which comes after tap0, to listen for
 // container 0.
-func (s *slirp) publish(ctx context.Context, p *process, api string) (err error) {
+func (s *slirp) publish(ctx context.Context, p *process, api string) error {
 	var c net.Conn
-	if err := p.await(ctx, "control socket", func() bool {
+	err := p.await(ctx, "control socket", func() bool {
+		var err error
 		c, err = net.Dial("unix", api)
 		return err == nil
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	defer c.Close()

@@ -54,8 +54,9 @@
 // unreachable host an ICMP error, silence stays silence. Then a relay, on the
 // link's worker, carries bytes between the gVisor endpoint and the host socket,
 // holding no buffer while idle, and carries half-closes and resets across
-// (relay.go). A client of a publication is dialled through from its own address, so that
-// the container sees who calls.
+// (relay.go). The host socket of a short one serves the next to the same address
+// (spare.go). A client of a publication is dialled through from its own address, so
+// that the container sees who calls.
 //
 // # Host links
 //

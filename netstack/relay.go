@@ -46,7 +46,7 @@ type relay struct {
 
 	// The worker's own.
 	host         int  // host socket, which the relay owns
-	reusable     bool // the socket is the switch's own; the next connection may have it
+	reusable     bool // the switch made it, and no program has set its options
 	watch        eventloop.Watch
 	begun, ended bool
 	hostReadable bool
@@ -353,19 +353,20 @@ func (r *relay) closeHost() {
 	if r.host < 0 {
 		return
 	}
-	if !r.wasShort() || !r.link.worker.spares.keep(r.flow.spec.target, r.host, r.watch) {
+	if !r.leavesSpare() || !r.link.worker.spares.keep(r.flow.spec.target, r.host, r.watch) {
 		closeSocket(r.host)
 		r.watch.Closed()
 	}
 	r.host = -1
 }
 
-// wasShort reports whether the host socket is as good as new, but for a
-// connection that has ended well.
-func (r *relay) wasShort() bool {
-	young := r.place.in == &r.link.worker.young // and has no keepalive
-	carried := r.flow.bytes[fromContainer].Load() + r.flow.bytes[toContainer].Load()
-	return r.reusable && young && carried <= spareBytes && !r.isCut()
+// leavesSpare reports whether the host socket is as good as new, but for a
+// connection that was short and has ended well. A young one has no keepalive.
+func (r *relay) leavesSpare() bool {
+	if !r.reusable || r.isCut() || r.place.in != &r.link.worker.young {
+		return false
+	}
+	return r.flow.bytes[fromContainer].Load()+r.flow.bytes[toContainer].Load() <= spareBytes
 }
 
 // end takes the relay from the link's flows.

@@ -42,8 +42,8 @@ type request struct {
 	phase    phase
 	deadline time.Time // of the phase
 	cancel   context.CancelFunc
-	host     int // host socket, -1: none
-	reusable bool
+	host     int  // host socket, -1: none
+	reusable bool // see relay
 	watch    eventloop.Watch
 	events   uint32 // of the host socket, for the relay
 	ep       tcpip.Endpoint
