@@ -29,9 +29,10 @@ type conn struct {
 	onClose func() // may be nil; told once
 }
 
-func newConn(key tuple) *conn {
+// newConn prepares a conn of one of the worker's links.
+func newConn(w *worker, key tuple) *conn {
 	c := &conn{key: key, closed: make(chan struct{})}
-	c.events.init()
+	c.events.init(w)
 	c.read.init()
 	c.write.init()
 	return c

@@ -93,7 +93,7 @@ func (s *Switch) dialTarget(ctx context.Context, target netip.AddrPort) (net.Con
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	c := newConn(tuple{})
+	c := newConn(l.worker, tuple{})
 	in := &ingress{t: s.tcp, link: l, cancel: cancel}
 	ep, err := in.dial(ctx, source, target, &c.queue)
 	if err != nil {

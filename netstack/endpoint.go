@@ -59,15 +59,18 @@ func networkProtocol(a netip.Addr) tcpip.NetworkProtocolNumber {
 }
 
 // events are the stack's notifications of one endpoint, as two channels with
-// room for one token each. A token says: look again.
+// room for one token each. A token says: look again. Who waits for one is a
+// goroutine, to which the endpoint's worker gives way.
 type events struct {
+	worker   *worker
 	queue    waiter.Queue
 	entry    waiter.Entry
 	readable chan struct{}
 	writable chan struct{}
 }
 
-func (e *events) init() {
+func (e *events) init(w *worker) {
+	e.worker = w
 	e.readable, e.writable = make(chan struct{}, 1), make(chan struct{}, 1)
 }
 
@@ -80,7 +83,7 @@ func (e *events) register(l waiter.EventListener) {
 func (e *events) unregister() { e.queue.EventUnregister(&e.entry) }
 
 // NotifyEvent is called by the stack, with the endpoint's lock held or not. It
-// only leaves tokens.
+// waits for nothing.
 func (e *events) NotifyEvent(mask waiter.EventMask) {
 	if mask&(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
 		token(e.readable)
@@ -88,6 +91,7 @@ func (e *events) NotifyEvent(mask waiter.EventMask) {
 	if mask&(waiter.WritableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
 		token(e.writable)
 	}
+	e.worker.loop.Yield()
 }
 
 func token(ch chan struct{}) {
@@ -98,6 +102,15 @@ func token(ch chan struct{}) {
 }
 
 func endpointState(ep tcpip.Endpoint) tcp.EndpointState { return tcp.EndpointState(ep.State()) }
+
+// connected reports whether an endpoint has a connection that is not over yet.
+func connected(ep tcpip.Endpoint) bool {
+	switch endpointState(ep) {
+	case tcp.StateEstablished, tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateCloseWait, tcp.StateLastAck, tcp.StateClosing:
+		return true
+	}
+	return false
+}
 
 // over reports whether both directions of a connection have ended, in peace or
 // not.

@@ -12,17 +12,18 @@ import (
 	"testing"
 )
 
-// What handshake.go links by name has, in the gVisor that is linked, the very
+// What handshake.go and inbox.go link by name has, in the gVisor that is linked, the very
 // declarations that it relies on. When this fails after an update of gVisor,
 // compare performHandshake and Forwarder.HandlePacket of its accept.go and
-// forwarder.go with passive.start before touching the strings.
+// forwarder.go with passive.start, and queuePacket and processor.start of its
+// dispatcher.go with inbox, before touching the strings.
 func TestLinkedFunctions(t *testing.T) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "gvisor.dev/gvisor").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
 	found := map[string]bool{}
-	for _, file := range []string{"accept.go", "connect.go", "protocol.go", "segment.go"} {
+	for _, file := range []string{"accept.go", "connect.go", "dispatcher.go", "endpoint.go", "endpoint_state.go", "protocol.go", "segment.go"} {
 		for _, decl := range declarations(t, filepath.Join(strings.TrimSpace(string(out)), "pkg/tcpip/transport/tcp", file)) {
 			found[decl] = true
 		}
@@ -34,6 +35,10 @@ func TestLinkedFunctions(t *testing.T) {
 		"func (s *segment) DecRef()",
 		"func (l *listenContext) startHandshake(s *segment, opts header.TCPSynOptions, queue *waiter.Queue, owner tcpip.PacketOwner) (h *handshake, _ tcpip.Error)",
 		"handshake begins with ep *Endpoint",
+		"func (e *Endpoint) enqueueSegment(s *segment) bool",
+		"func handleConnecting(ep *Endpoint)",
+		"func handleConnected(ep *Endpoint)",
+		"func (e *Endpoint) requeueOnRestore()",
 	} {
 		if !found[want] {
 			t.Errorf("gVisor has no more: %s", want)

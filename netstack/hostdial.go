@@ -99,6 +99,7 @@ func (r *request) dialByHook() {
 		r.dialled.Store(result)
 		r.post()
 	}()
+	r.link.worker.loop.Yield()
 }
 
 // runHook looks at what has become of the hook's dial. A request that is cut

@@ -213,7 +213,11 @@ func (in *ingress) dial(ctx context.Context, source, target netip.AddrPort, queu
 
 // handshake waits for the container to answer.
 func (in *ingress) handshake(ctx context.Context, ep tcpip.Endpoint, target netip.AddrPort, queue *waiter.Queue) error {
-	entry, answered := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	answered := make(chan struct{}, 1)
+	entry := waiter.NewFunctionEntry(waiter.WritableEvents|waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) {
+		token(answered)
+		in.link.worker.loop.Yield()
+	})
 	queue.EventRegister(&entry)
 	defer queue.EventUnregister(&entry)
 	terr := ep.Connect(fullAddress(target))

@@ -2,55 +2,61 @@ package netstack
 
 import "time"
 
-// patience is a queue of relays that are each given the same time. It costs a
-// relay that needs less no timer: one runs for all of them, while there are any.
-// It belongs to a worker.
+// patience is a queue of those who are each given the same time. It costs one that
+// needs less no timer: one runs for all of them, while there are any. It belongs to
+// a worker.
 type patience struct {
 	w           *worker
 	time        time.Duration
-	over        func(*relay) // called on the worker when a relay's time is over
-	first, last *relay
+	first, last *place
 	ticking     bool
 }
 
-// place is a relay's in a patience. The zero place is in none.
-type place struct {
-	in         *patience
-	since      time.Time
-	prev, next *relay
+// patient is given time.
+type patient interface {
+	// timeOver is called on the worker, once the patient has left the queue.
+	timeOver()
 }
 
-// wait has a relay wait from now on.
-func (p *patience) wait(r *relay) {
-	r.place = place{in: p, since: time.Now(), prev: p.last}
+// place is a patient's in a patience. The zero place is in none.
+type place struct {
+	in         *patience
+	who        patient
+	since      time.Time
+	prev, next *place
+}
+
+// wait has a patient wait from now on, at a place that is in no patience.
+func (p *patience) wait(pl *place, who patient) {
+	*pl = place{in: p, who: who, since: time.Now(), prev: p.last}
 	if p.last != nil {
-		p.last.place.next = r
+		p.last.next = pl
 	} else {
-		p.first = r
+		p.first = pl
 	}
-	p.last = r
+	p.last = pl
 	if !p.ticking {
 		p.tick(p.time)
 	}
 }
 
-// leave ends a relay's waiting, if it waits.
-func (r *relay) leave() {
-	p, prev, next := r.place.in, r.place.prev, r.place.next
+// leave ends the waiting, if there is any.
+func (pl *place) leave() {
+	p := pl.in
 	if p == nil {
 		return
 	}
-	if prev != nil {
-		prev.place.next = next
+	if pl.prev != nil {
+		pl.prev.next = pl.next
 	} else {
-		p.first = next
+		p.first = pl.next
 	}
-	if next != nil {
-		next.place.prev = prev
+	if pl.next != nil {
+		pl.next.prev = pl.prev
 	} else {
-		p.last = prev
+		p.last = pl.prev
 	}
-	r.place = place{}
+	*pl = place{}
 }
 
 func (p *patience) tick(d time.Duration) {
@@ -61,12 +67,13 @@ func (p *patience) tick(d time.Duration) {
 // Run ends the waiting of those whose time is over.
 func (p *patience) Run() {
 	p.ticking = false
-	for r := p.first; r != nil; r = p.first {
-		if left := time.Until(r.place.since.Add(p.time)); left > 0 {
+	for pl := p.first; pl != nil; pl = p.first {
+		if left := time.Until(pl.since.Add(p.time)); left > 0 {
 			p.tick(left)
 			return
 		}
-		r.leave()
-		p.over(r)
+		who := pl.who
+		pl.leave()
+		who.timeOver()
 	}
 }

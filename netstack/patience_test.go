@@ -22,16 +22,14 @@ func testWorker(t *testing.T) *worker {
 	return ws.all[0]
 }
 
-// Every relay waits its own time, one that leaves is not told, and one that
+// Everybody waits their own time, one that leaves is not told, and one that
 // comes when all are gone is timed again.
 func TestPatience(t *testing.T) {
 	w := testWorker(t)
-	var over []*relay
-	p := &patience{w: w, time: 20 * time.Millisecond, over: func(r *relay) { over = append(over, r) }}
-	relays := make([]*relay, 6)
-	for i := range relays {
-		relays[i] = new(relay)
-	}
+	var over []int
+	p := &patience{w: w, time: 20 * time.Millisecond}
+	places := make([]place, 6)
+	wait := func(i int) { p.wait(&places[i], patientFunc(func() { over = append(over, i) })) }
 	var began time.Time
 	do := func(f func()) {
 		if err := w.loop.Do(f); err != nil {
@@ -40,20 +38,20 @@ func TestPatience(t *testing.T) {
 	}
 	do(func() {
 		began = time.Now()
-		for _, r := range relays[:5] {
-			p.wait(r)
+		for i := range 5 {
+			wait(i)
 		}
 		for _, i := range []int{2, 0, 4} { // middle, first, last
-			relays[i].leave()
-			relays[i].leave()
+			places[i].leave()
+			places[i].leave()
 		}
 	})
-	told := func(want ...*relay) bool {
-		var got []*relay
+	told := func(want ...int) bool {
+		var got []int
 		do(func() { got = slices.Clone(over) })
 		return slices.Equal(got, want)
 	}
-	eventually(t, func() bool { return told(relays[1], relays[3]) })
+	eventually(t, func() bool { return told(1, 3) })
 	if took := time.Since(began); took < p.time {
 		t.Errorf("over after %v of %v", took, p.time)
 	}
@@ -61,10 +59,14 @@ func TestPatience(t *testing.T) {
 		if p.first != nil || p.last != nil {
 			t.Error("not empty")
 		}
-		p.wait(relays[5])
+		wait(5)
 	})
-	eventually(t, func() bool { return told(relays[1], relays[3], relays[5]) })
+	eventually(t, func() bool { return told(1, 3, 5) })
 }
+
+type patientFunc func()
+
+func (f patientFunc) timeOver() { f() }
 
 // A relay gets keepalive at both ends when it is old enough, and not before.
 func TestRelayGetsKeepalive(t *testing.T) {
@@ -99,7 +101,7 @@ func TestRelayGetsKeepalive(t *testing.T) {
 	}
 	err = l.worker.loop.Do(func() {
 		l.worker.young.time = 20 * time.Millisecond
-		l.worker.young.wait(r)
+		l.worker.young.wait(&r.place, r)
 		if option(unix.SOL_SOCKET, unix.SO_KEEPALIVE) != 0 || ep.SocketOptions().GetKeepAlive() {
 			t.Error("a young relay has keepalive")
 		}

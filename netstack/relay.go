@@ -146,7 +146,7 @@ func (r *relay) step() {
 // begin has both ends tell what is new.
 func (r *relay) begin() {
 	r.begun = true
-	r.link.worker.young.wait(r)
+	r.link.worker.young.wait(&r.place, r)
 	r.entry.Init(r, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
 	r.queue.EventRegister(&r.entry)
 	if r.watch != (eventloop.Watch{}) {
@@ -158,15 +158,16 @@ func (r *relay) begin() {
 	}
 }
 
-// grown has both ends watched for peers that are gone. Few relays live to need
-// it.
-func (r *relay) grown() {
+// timeOver implements patient: it has both ends watched for peers that are gone,
+// which few relays live to need, or resets what the container does not take.
+func (r *relay) timeOver() {
+	if r.orphaned {
+		r.cut("container does not take the end")
+		return
+	}
 	setKeepalive(r.ep)
 	setHostKeepalive(r.host)
 }
-
-// abandoned resets what the container does not take.
-func (r *relay) abandoned() { r.cut("container does not take the end") }
 
 // moveFromContainer moves bytes from the container to the host until there are
 // no more, or no room. It reports true when there may be more of both.
@@ -333,8 +334,8 @@ func (r *relay) finish() {
 		// leaves lying stays on its own account.
 		r.closeHost()
 		r.orphaned = true
-		r.leave()
-		r.link.worker.orphans.wait(r)
+		r.place.leave()
+		r.link.worker.orphans.wait(&r.place, r)
 	}
 }
 
@@ -373,7 +374,7 @@ func (r *relay) leavesSpare() bool {
 func (r *relay) end(cause string) {
 	r.ended = true
 	r.release()
-	r.leave()
+	r.place.leave()
 	if r.begun {
 		r.queue.EventUnregister(&r.entry)
 	}

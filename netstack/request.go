@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -29,7 +28,6 @@ type request struct {
 	flow    *flow
 	verdict policy.Verdict
 	syn     *stack.PacketBuffer // set before the request first runs
-	timer   *time.Timer         // posts the request when its time is over
 	posted  atomic.Bool
 	dialled atomic.Pointer[dialResult] // by the embedder's hook
 
@@ -40,7 +38,7 @@ type request struct {
 
 	// The worker's own.
 	phase    phase
-	deadline time.Time // of the phase
+	place    place // among those that wait for the end of the phase
 	cancel   context.CancelFunc
 	host     int  // host socket, -1: none
 	reusable bool // see relay
@@ -121,21 +119,21 @@ func (r *request) Run() {
 		r.giveUp(cause)
 		return
 	}
-	late := !r.deadline.IsZero() && !time.Now().Before(r.deadline)
-	switch r.phase {
-	case phaseNew:
+	switch {
+	case r.phase == phaseNew:
 		r.begin()
+	case r.phase == phaseShake && !shaking(r.ep):
+		r.shaken()
+	}
+}
+
+// timeOver implements patient.
+func (r *request) timeOver() {
+	switch r.phase {
 	case phaseConnect:
-		if late {
-			r.refuse(context.DeadlineExceeded)
-		}
+		r.refuse(context.DeadlineExceeded)
 	case phaseShake:
-		switch {
-		case !shaking(r.ep):
-			r.shaken()
-		case late:
-			r.giveUp("handshake: timed out")
-		}
+		r.giveUp("handshake: timed out")
 	}
 }
 
@@ -147,18 +145,8 @@ func (r *request) begin() {
 	case r.t.s.cfg.Host.DialContext != nil:
 		r.dialByHook()
 	default:
-		r.within(dialTimeout)
+		r.link.worker.dials.wait(&r.place, r)
 		r.dial()
-	}
-}
-
-// within bounds the phase that begins.
-func (r *request) within(d time.Duration) {
-	r.deadline = time.Now().Add(d)
-	if r.timer == nil {
-		r.timer = time.AfterFunc(d, r.post)
-	} else {
-		r.timer.Reset(d)
 	}
 }
 
@@ -185,7 +173,7 @@ func (r *request) shake() {
 		return
 	}
 	if r.verdict.Target == policy.TargetDNS {
-		r.dns = newConn(r.key)
+		r.dns = newConn(r.link.worker, r.key)
 		r.queue = &r.dns.queue
 	} else {
 		r.relay = newRelay(r.t, r.link, r.key, r.flow, r.host)
@@ -193,7 +181,8 @@ func (r *request) shake() {
 		r.queue = &r.relay.queue
 	}
 	r.phase = phaseShake
-	r.within(handshakeTimeout)
+	r.place.leave()
+	r.link.worker.shakes.wait(&r.place, r)
 	r.entry.Init(r, waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
 	r.queue.EventRegister(&r.entry)
 	ep, err := r.t.passive.start(r.key.id(), r.syn, r.queue)
@@ -215,7 +204,10 @@ func (r *request) shaken() {
 		return
 	}
 	if r.dns != nil {
-		r.become(r.dns, func() { go r.answerDNS() })
+		r.become(r.dns, func() {
+			go r.answerDNS()
+			r.link.worker.loop.Yield()
+		})
 		return
 	}
 	r.relay.ep, r.relay.watch = r.ep, r.watch
@@ -237,9 +229,7 @@ func (r *request) become(c cutter, start func()) {
 // forget lets go of what the request alone has held.
 func (r *request) forget() {
 	r.phase = phaseOver
-	if r.timer != nil {
-		r.timer.Stop()
-	}
+	r.place.leave()
 	if r.queue != nil {
 		r.queue.EventUnregister(&r.entry)
 	}

@@ -131,6 +131,7 @@ func (r *resolver) query(l *Link, f *frame, at, n int) {
 	}
 	q.flow.add(fromContainer, 1, f.pkt.Payload+n)
 	go q.answer(ctx)
+	l.worker.loop.Yield()
 }
 
 // dnsQuery is one query over UDP.

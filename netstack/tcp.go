@@ -91,7 +91,6 @@ func (t *tcpNAT) fromContainer(l *Link, f *frame, v policy.Verdict) {
 		return
 	}
 	if l.reader != nil {
-		l.worker.loop.Yield() // to gVisor's processors
 		l.worker.bulk = l.worker.bulk || f.pkt.Len-f.pkt.Payload >= bulkSegment
 	}
 	switch f.pkt.TCPFlags & (packet.FlagSYN | packet.FlagACK | packet.FlagRST) {
@@ -113,15 +112,25 @@ func (t *tcpNAT) inject(l *Link, f *frame) {
 		if !t.nic.inject(f) {
 			l.drop(DropStack)
 		}
+		l.worker.loop.Yield() // the stack may have left it to a processor
 		return
 	}
 	id := key.id()
 	if ep := t.stack.FindTransportEndpoint(key.network(), tcp.ProtocolNumber, id, nicID); ep != nil {
-		t.protocol.QueuePacket(ep, id, pkt)
+		t.give(l, ep, id, pkt)
 	} else if !t.unknownSegment(id, pkt) {
 		t.protocol.HandleUnknownDestinationPacket(id, pkt)
 	}
 	pkt.DecRef()
+}
+
+// give has an endpoint work on a segment: later in this turn of the link's worker, or
+// on a goroutine of the stack's if the device is read by one.
+func (t *tcpNAT) give(l *Link, ep stack.TransportEndpoint, id stack.TransportEndpointID, pkt *stack.PacketBuffer) {
+	if e, ok := ep.(*tcp.Endpoint); ok && l.reader != nil && l.worker.inbox.put(e, id, t.stack.Clock(), pkt) {
+		return
+	}
+	t.protocol.QueuePacket(ep, id, pkt)
 }
 
 func tupleOfFrame(f *frame) tuple {

@@ -15,15 +15,18 @@ import (
 
 // worker is an event loop and what the links on it share. A link, its flows and
 // their host sockets are all on one worker, so that a packet crosses the switch
-// without another thread or goroutine being woken, but for gVisor's own.
+// without another thread or goroutine being woken.
 type worker struct {
 	loop *eventloop.Loop
 
 	// The loop's own.
 	frame      frame
+	inbox      inbox
 	gatherings gatherings
 	crowd      crowd
 	passing    passingACKs
+	dials      patience // requests whose host side has yet to answer
+	shakes     patience // requests whose container has yet to answer
 	young      patience // relays without keepalive yet
 	orphans    patience // those whose end the container has yet to take
 	spares     spares
@@ -52,8 +55,10 @@ func startWorkers() (ws workers, err error) {
 			return workers{}, fmt.Errorf("start a worker: %w", err)
 		}
 		w := &worker{loop: loop}
-		w.young = patience{w: w, time: keepaliveAfter, over: (*relay).grown}
-		w.orphans = patience{w: w, time: orphanTimeout, over: (*relay).abandoned}
+		w.dials = patience{w: w, time: dialTimeout}
+		w.shakes = patience{w: w, time: handshakeTimeout}
+		w.young = patience{w: w, time: keepaliveAfter}
+		w.orphans = patience{w: w, time: orphanTimeout}
 		w.spares.w = w
 		ws.all = append(ws.all, w)
 	}
@@ -176,6 +181,9 @@ func (r *reader) Ready(uint32) {
 		return
 	}
 	all := r.read()
+	if r.l.worker.inbox.work() {
+		r.l.worker.loop.Yield()
+	}
 	r.l.worker.passing.flush()
 	r.l.s.udp.flushAll(r.l.worker)
 	if all {

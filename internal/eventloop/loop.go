@@ -37,15 +37,16 @@ type Loop struct {
 	sleeping atomic.Bool // the loop is about to wait, or waits
 	pending  atomic.Bool // something was posted, or the loop closed
 	lulled   atomic.Bool // something waits for a lull
+	yield    atomic.Bool // another goroutine has been given work
 
 	// The goroutine's own.
-	events  [maxEvents]unix.EpollEvent
-	count   int    // of events
-	round   uint64 // how many times events were found
-	yield   bool
-	nap     time.Duration // before the next look; 0: none
-	spinner spinner
-	spare   []Task
+	events     [maxEvents]unix.EpollEvent
+	count      int           // of events
+	round      uint64        // how many times events were found
+	unyielding int           // turns since others had theirs
+	nap        time.Duration // before the next look; 0: none
+	spinner    spinner
+	spare      []Task
 
 	spareLull []Task
 
@@ -129,19 +130,29 @@ func (h wakeHandler) Ready(uint32) {
 func (l *Loop) run() {
 	defer close(l.done)
 	for l.runPosted() {
+		l.giveWay()
 		l.wait()
 		for i := range l.count {
 			if h := l.handler(&l.events[i]); h != nil {
 				h.Ready(l.events[i].Events)
 			}
 		}
-		if l.yield {
-			l.yield = false
-			runtime.Gosched()
-		}
 		if l.lulled.Load() && l.overdue() {
 			l.runLull()
 		}
+	}
+}
+
+// maxUnyielding is after how many turns a busy loop lets others run whom it does not
+// know of.
+const maxUnyielding = 8
+
+// giveWay lets other goroutines run if one has been given work, or after a while.
+func (l *Loop) giveWay() {
+	if l.unyielding++; l.unyielding >= maxUnyielding || l.yield.Load() {
+		l.yield.Store(false)
+		l.unyielding = 0
+		runtime.Gosched()
 	}
 }
 
@@ -203,10 +214,10 @@ func (l *Loop) Post(t Task) {
 }
 
 // maxLull is how long a busy loop lets wait what waits for a lull.
-const maxLull = 2 * time.Millisecond
+const maxLull = 10 * time.Millisecond
 
 // PostLull has a task run when the loop has nothing else to do, or has been busy
-// for 2 ms.
+// for 10 ms.
 func (l *Loop) PostLull(t Task) {
 	l.mu.Lock()
 	if len(l.lull) == 0 {
@@ -254,10 +265,10 @@ func (c *call) Run() {
 	c.f()
 }
 
-// Yield has the loop let other goroutines run before it goes on to the tasks
-// that they may post. Call it on the loop, when a handler has given work to a
-// goroutine.
-func (l *Loop) Yield() { l.yield = true }
+// Yield has the loop let other goroutines run when it has run the tasks that were
+// posted. Call it when a handler or task has given work to a goroutine, which had
+// else to wait until the loop sleeps or some turns are over.
+func (l *Loop) Yield() { l.yield.Store(true) }
 
 // Nap has the loop sleep for d before it looks at its descriptors again, once, so
 // that what comes meanwhile is found together; tasks that were posted already run
