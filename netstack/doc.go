@@ -82,11 +82,12 @@
 // # Goroutines
 //
 // One worker per processor that Go uses, up to four; gVisor's TCP processors,
-// likewise; one per TCP flow while the embedder's own function dials it, or while
-// it comes in by a publication until the container has answered; one per
-// conversation with the resolver over TCP; one reader per link whose device cannot
-// be watched, such as a wireguard tun.Device; one acceptor per publication of TCP;
-// a sweeper that runs only while it has something to sweep.
+// likewise, which have next to nothing to do (inbox.go); one per TCP flow while the
+// embedder's own function dials it, or while it comes in by a publication until the
+// container has answered; one per conversation with the resolver over TCP; one
+// reader per link whose device cannot be watched, such as a wireguard tun.Device;
+// one acceptor per publication of TCP; a sweeper that runs only while it has
+// something to sweep.
 // Each is a named method, started by what it belongs to and waited for by what
 // ends that: Detach for a link's, Shutdown for the rest.
 //
