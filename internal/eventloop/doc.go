@@ -15,7 +15,7 @@
 // that were posted meanwhile ([Loop.Post]), by handlers or by anybody, and lets other
 // goroutines of the process run if one has been given work ([Loop.Yield]), in any
 // case after eight turns. Nothing that runs on the loop may block. What is only worth
-// doing when there is nothing else waits for that, or for 10 ms ([Loop.PostLull]).
+// doing when there is nothing else waits for that, or for 2 ms ([Loop.PostLull]).
 //
 // Waiting has two stages, for a sleep costs what it takes to wake up (wait.go):
 // first the loop spins, asking the kernel again and again, for as long as that

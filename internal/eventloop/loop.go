@@ -214,10 +214,10 @@ func (l *Loop) Post(t Task) {
 }
 
 // maxLull is how long a busy loop lets wait what waits for a lull.
-const maxLull = 10 * time.Millisecond
+const maxLull = 2 * time.Millisecond
 
 // PostLull has a task run when the loop has nothing else to do, or has been busy
-// for 10 ms.
+// for 2 ms.
 func (l *Loop) PostLull(t Task) {
 	l.mu.Lock()
 	if len(l.lull) == 0 {
