@@ -24,8 +24,8 @@ func handleConnecting(ep *tcp.Endpoint)
 func handleConnected(ep *tcp.Endpoint)
 
 // leaveToProcessor has the endpoint's processor work on what is still in its queue,
-// if that is neither empty nor about to be looked at by who holds the endpoint. The
-// name tells what gVisor needs it for.
+// if that is neither empty nor about to be looked at by who holds the endpoint.
+// gVisor's name for it tells what it needs it for itself.
 //
 //go:linkname leaveToProcessor gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).requeueOnRestore
 func leaveToProcessor(ep *tcp.Endpoint)
