@@ -103,6 +103,15 @@ func token(ch chan struct{}) {
 
 func endpointState(ep tcpip.Endpoint) tcp.EndpointState { return tcp.EndpointState(ep.State()) }
 
+// shaking reports whether an endpoint's handshake is under way.
+func shaking(ep tcpip.Endpoint) bool {
+	switch endpointState(ep) {
+	case tcp.StateConnecting, tcp.StateSynSent, tcp.StateSynRecv:
+		return true
+	}
+	return false
+}
+
 // connected reports whether an endpoint has a connection that is not over yet.
 func connected(ep tcpip.Endpoint) bool {
 	switch endpointState(ep) {

@@ -63,12 +63,3 @@ func (p passive) start(id stack.TransportEndpointID, syn *stack.PacketBuffer, qu
 	}
 	return h.ep, nil
 }
-
-// shaking reports whether an endpoint's handshake is under way.
-func shaking(ep tcpip.Endpoint) bool {
-	switch endpointState(ep) {
-	case tcp.StateConnecting, tcp.StateSynSent, tcp.StateSynRecv:
-		return true
-	}
-	return false
-}
