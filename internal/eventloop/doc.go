@@ -14,8 +14,10 @@
 // A round of the loop waits for descriptors, runs their handlers and then the tasks
 // that were posted meanwhile ([Loop.Post]), by handlers or by anybody, and lets other
 // goroutines of the process run if one has been given work ([Loop.Yield]), in any
-// case after eight turns. Nothing that runs on the loop may block. What is only worth
-// doing when there is nothing else waits for that, or for 2 ms ([Loop.PostLull]).
+// case after eight turns. Where Go has one processor, nobody else would look at Go's
+// poller while the loop is busy: it has Go do that once a millisecond (giveway.go).
+// Nothing that runs on the loop may block. What is only worth doing when there is
+// nothing else waits for that, or for 2 ms ([Loop.PostLull]).
 //
 // Waiting has two stages, for a sleep costs what it takes to wake up (wait.go):
 // first the loop spins, asking the kernel again and again, for as long as that

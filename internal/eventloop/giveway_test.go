@@ -1,9 +1,14 @@
 package eventloop
 
 import (
+	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A busy loop lets a goroutine run at once that a task has given work, and one that
@@ -49,4 +54,61 @@ func turnsUntilRun(t *testing.T, l *Loop, told bool) int {
 	}
 	l.Post(busy)
 	return await(t, result)
+}
+
+// Beside a busy loop, a goroutine that waits for a descriptor of its own is woken at
+// the next glance. Without one Go's monitor would do it, ten glances later.
+func TestGlanceWakesOthers(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	l := newLoop(t)
+	r, w := newPipe(t)
+	file := os.NewFile(uintptr(dup(t, r)), "pipe")
+	defer file.Close()
+	var got atomic.Int64
+	go func() {
+		var b [1]byte
+		for {
+			if n, _ := file.Read(b[:]); n == 0 {
+				return
+			}
+			got.Add(1)
+		}
+	}()
+	const questions = 20
+	var sent int64
+	var last time.Time
+	var waits []int // glances until each was read
+	done := make(chan struct{})
+	var busy taskFunc
+	busy = func() {
+		if l.glance.last != last && sent > 0 {
+			waits[sent-1]++
+		}
+		last = l.glance.last
+		if got.Load() == sent {
+			if sent == questions {
+				close(done)
+				return
+			}
+			write(t, w, "x")
+			waits = append(waits, 0)
+			sent++
+		}
+		l.Post(busy)
+	}
+	l.Post(busy)
+	await(t, done)
+	slices.Sort(waits)
+	if median := waits[questions/2]; median < 1 || median > 2 {
+		t.Errorf("read after %d glances in the middle, want 1 or 2: %v", median, waits)
+	}
+}
+
+func dup(t *testing.T, fd int) int {
+	t.Helper()
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

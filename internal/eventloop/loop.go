@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,9 +40,10 @@ type Loop struct {
 
 	// The goroutine's own.
 	events     [maxEvents]unix.EpollEvent
-	count      int           // of events
-	round      uint64        // how many times events were found
-	unyielding int           // turns since others had theirs
+	count      int    // of events
+	round      uint64 // how many times events were found
+	unyielding int    // turns since others had theirs
+	glance     glance
 	nap        time.Duration // before the next look; 0: none
 	spinner    spinner
 	spare      []Task
@@ -103,7 +103,7 @@ func (l *Loop) prepare() error {
 		return err
 	}
 	l.park, l.looking = conn.Read, l.look
-	return nil
+	return l.glance.open()
 }
 
 func (l *Loop) release() {
@@ -115,6 +115,7 @@ func (l *Loop) release() {
 	if l.wake >= 0 {
 		unix.Close(l.wake)
 	}
+	l.glance.close()
 }
 
 // wakeHandler resets the eventfd. That somebody wrote to it was all it had to
@@ -140,19 +141,6 @@ func (l *Loop) run() {
 		if l.lulled.Load() && l.overdue() {
 			l.runLull()
 		}
-	}
-}
-
-// maxUnyielding is after how many turns a busy loop lets others run whom it does not
-// know of.
-const maxUnyielding = 8
-
-// giveWay lets other goroutines run if one has been given work, or after a while.
-func (l *Loop) giveWay() {
-	if l.unyielding++; l.unyielding >= maxUnyielding || l.yield.Load() {
-		l.yield.Store(false)
-		l.unyielding = 0
-		runtime.Gosched()
 	}
 }
 
