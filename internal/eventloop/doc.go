@@ -14,8 +14,8 @@
 // A round of the loop waits for descriptors, runs their handlers and then the tasks
 // that were posted meanwhile ([Loop.Post]), by handlers or by anybody, and lets other
 // goroutines of the process run if one has been given work ([Loop.Yield]), in any
-// case after eight turns. Where Go has one processor, nobody else would look at Go's
-// poller while the loop is busy: it has Go do that once a millisecond (giveway.go).
+// case after eight turns or a millisecond. Where Go has one processor, nobody else would
+// look at Go's poller while the loop is busy, so it has Go do that as often (giveway.go).
 // Nothing that runs on the loop may block. What is only worth doing when there is
 // nothing else waits for that, or for 2 ms ([Loop.PostLull]).
 //

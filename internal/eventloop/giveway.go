@@ -16,16 +16,19 @@ const maxUnyielding = 8
 
 // giveWay lets other goroutines run if one has been given work, or after a while.
 func (l *Loop) giveWay() {
-	if l.unyielding++; l.unyielding >= maxUnyielding || l.yield.Load() {
+	glance := l.glance.due()
+	if l.unyielding++; glance || l.unyielding >= maxUnyielding || l.yield.Load() {
 		l.yield.Store(false)
 		l.unyielding = 0
 		runtime.Gosched()
+	}
+	if glance {
 		l.glance.take()
 	}
 }
 
-// glanceEvery is how long a busy loop keeps Go from looking at its poller. Go's
-// monitor does so after 10 ms.
+// glanceEvery is how long a busy loop keeps others waiting, and Go from looking at its
+// poller. Go's monitor does so after 10 ms.
 const glanceEvery = time.Millisecond
 
 // glance has Go look at its own poller beside a busy loop, for whoever waits for a
@@ -63,13 +66,12 @@ func (g *glance) close() {
 	}
 }
 
-// take takes a glance if the last one is long ago, and lets those run whom it woke.
+// due reports whether the last glance is long ago.
+func (g *glance) due() bool { return time.Since(g.last) >= glanceEvery }
+
+// take takes a glance, and lets those run whom it woke.
 func (g *glance) take() {
-	now := time.Now()
-	if now.Sub(g.last) < glanceEvery {
-		return
-	}
-	g.last, g.rung = now, false
+	g.last, g.rung = time.Now(), false
 	_ = g.read(g.ring) // of an open descriptor cannot fail
 	runtime.Gosched()
 }

@@ -54,7 +54,9 @@ func (l *Loop) wait() {
 		from := time.Now()
 		// Only a closed descriptor is an error, and Close waits for the loop.
 		_ = l.park(l.looking)
-		l.spinner.slept(time.Since(from))
+		now := time.Now()
+		l.spinner.slept(now.Sub(from))
+		l.glance.last = now // Go's poller has told it
 	}
 	l.sleeping.Store(false)
 }
