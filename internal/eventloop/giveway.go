@@ -77,7 +77,8 @@ func (g *glance) take() {
 }
 
 // once writes to the descriptor the first time that it is asked whether there is
-// something to read, when an answer of the poller is not forgotten any more.
+// something to read. Written to any earlier, another thread may have the poller tell of
+// it before the read has begun, which forgets that, and the loop would wait for ever.
 func (g *glance) once(fd uintptr) bool {
 	if g.rung {
 		return true

@@ -56,7 +56,7 @@ func (l *Loop) wait() {
 		_ = l.park(l.looking)
 		now := time.Now()
 		l.spinner.slept(now.Sub(from))
-		l.glance.last = now // Go's poller has told it
+		l.glance.last = now // Go has looked at its poller
 	}
 	l.sleeping.Store(false)
 }
