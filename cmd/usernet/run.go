@@ -25,7 +25,8 @@ What it has not: the machine's loopback and the machine's own addresses. One
 port of them is opened by --host-service.
 
 Standard streams, terminal, environment, directory, user and signals are CMD's
-own. Root is not needed; /dev/net/tun must be accessible ("usernet doctor").
+own. Root is not needed; /dev/net/tun must be accessible ("usernet doctor"). Run by
+root, the network's own process has nice -5 unless it was started with another.
 
 Publishing ports:  -p [HOSTIP:]PORT[-END][:PORT[-END]][/tcp|/udp]
   The first port is the machine's, the second CMD's; without the second it is
@@ -152,6 +153,9 @@ func (r *runner) run(ctx context.Context, plan *plan, argv []string) (status int
 	if err != nil {
 		return startStatus(err), r.startError(err)
 	}
+	if plan.network == "" { // the switch is in this process
+		r.raisePriority()
+	}
 	r.tell(plan, process)
 	over := make(chan struct{})
 	go signals.forwardTo(cmd.Process, over)
@@ -168,6 +172,14 @@ func (r *runner) run(ctx context.Context, plan *plan, argv []string) (status int
 		return sandbox.ExitFailure, err
 	}
 	return status, nil
+}
+
+// raisePriority gives this process the nice value of a switch. The command, which
+// runs already, keeps its own.
+func (r *runner) raisePriority() {
+	if _, err := preferNice(); err != nil {
+		r.warn("priority is not raised: %v", err)
+	}
 }
 
 func (r *runner) warn(format string, args ...any) {
