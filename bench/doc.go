@@ -3,10 +3,11 @@
 //
 // A [Backend] gives network to container namespaces by real processes of its
 // own. A [Scenario] drives one load through a backend and reports figures once
-// per round. Rounds are interleaved over the backends, so that a machine's
-// moods meet all of them alike, and the median of the rounds is reported with
-// the lowest and highest. A peer that stalls is reported as such, with what it
-// printed. What takes minutes is measured once a run, on a backend just started.
+// per round. A round takes each scenario through all backends, one after the
+// other, so that a machine's moods meet all of them alike, and the median of the
+// rounds is reported with the lowest and highest. A backend is started for each
+// scenario. A peer that stalls is reported as such, with what it printed. What
+// takes minutes is measured once a run.
 //
 // The topology is private: a namespace that plays the host, joined by a veth
 // pair to a namespace that plays the outside, and container namespaces. Nothing

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -79,8 +80,8 @@ func (b *Bench) skip(what, why string) {
 	b.report.Skipped[what] = why
 }
 
-// measure takes the backends through the rounds in turns, then through the
-// scenarios that one measurement is enough for.
+// measure takes the backends through the rounds, then through the scenarios that
+// one measurement is enough for.
 func (b *Bench) measure(ctx context.Context, usable []Backend) (err error) {
 	if b.topo, err = NewTopology(ctx); err != nil {
 		return err
@@ -92,67 +93,66 @@ func (b *Bench) measure(ctx context.Context, usable []Backend) (err error) {
 		err = errors.Join(err, b.topo.Close())
 	}()
 	for round := range b.rounds {
-		for _, backend := range usable {
-			if err := b.turn(ctx, fmt.Sprintf("round %d of %d", round+1, b.rounds), backend, b.chosen(backend, false)); err != nil {
-				return err
-			}
+		// Whoever begins has the machine as the scenario before has left it.
+		first := round % max(1, len(usable))
+		order := slices.Concat(usable[first:], usable[:first])
+		if err := b.take(ctx, order, fmt.Sprintf("round %d of %d", round+1, b.rounds), false); err != nil {
+			return err
 		}
 	}
-	for _, backend := range usable {
-		for _, s := range b.chosen(backend, true) {
-			if err := b.turn(ctx, s.Name, backend, []Scenario{s}); err != nil {
+	return b.take(ctx, usable, "once", true)
+}
+
+// take takes the backends through the scenarios that are measured once, or through
+// all others: one scenario after the other, and in each one backend after the other,
+// so that what is compared was measured within a minute. A machine whose neighbours
+// come and go may be half as fast in the next.
+func (b *Bench) take(ctx context.Context, usable []Backend, label string, once bool) error {
+	for _, s := range Scenarios {
+		if s.Once != once || !b.scenarios.MatchString(s.Name) {
+			continue
+		}
+		begin, turns := time.Now(), 0
+		for _, backend := range usable {
+			if !s.Applies(backend) {
+				continue
+			}
+			if why := s.missing(); why != "" {
+				b.skip(s.Tool, why)
+				break
+			}
+			if err := b.turn(ctx, backend, s); err != nil {
 				return err
 			}
+			turns++
+		}
+		if turns > 0 {
+			fmt.Fprintf(os.Stderr, "%s: %-26s %3.0f s\n", label, s.Name, time.Since(begin).Seconds())
 		}
 	}
 	return nil
 }
 
-// chosen are the scenarios that were asked for, suit the backend and have their
-// tools.
-func (b *Bench) chosen(backend Backend, once bool) []Scenario {
-	var chosen []Scenario
-	for _, s := range Scenarios {
-		if s.Once != once || !b.scenarios.MatchString(s.Name) || !s.Applies(backend) {
-			continue
-		}
-		if why := s.missing(); why != "" {
-			b.skip(s.Tool, why)
-			continue
-		}
-		chosen = append(chosen, s)
-	}
-	return chosen
-}
-
-// turn takes a backend that is started for it through some scenarios once. What
-// the backend cannot do is noted in its rows; only the end of the run is an
-// error.
-func (b *Bench) turn(ctx context.Context, label string, backend Backend, scenarios []Scenario) (err error) {
-	if len(scenarios) == 0 {
-		return nil
-	}
-	begin := time.Now()
+// turn takes a backend that is started for it through a scenario once. What the
+// backend cannot do is noted in its row; only the end of the run is an error.
+func (b *Bench) turn(ctx context.Context, backend Backend, s Scenario) (err error) {
 	defer func() {
 		if down := errors.Join(backend.Down(b.topo), b.topo.KeepContainers(0)); down != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", backend.Name(), down))
 		}
-		fmt.Fprintf(os.Stderr, "%s: %-17s %3.0f s\n", label, backend.Name(), time.Since(begin).Seconds())
 	}()
 	if err := b.topo.AddContainers(ctx, 2); err != nil {
 		return err
 	}
-	upErr := backend.Up(ctx, b.topo)
-	for _, s := range scenarios {
-		values, err := []float64(nil), upErr
-		if err == nil {
-			values, err = s.Run(ctx, b, backend)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		b.report.add(s, backend.Name(), values, err)
+	var values []float64
+	runErr := backend.Up(ctx, b.topo)
+	if runErr == nil {
+		values, runErr = s.Run(ctx, b, backend)
 	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	b.report.add(s, backend.Name(), values, runErr)
 	return nil
 }
 
