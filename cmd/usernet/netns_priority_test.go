@@ -24,7 +24,8 @@ func needPriority(t *testing.T) {
 	}
 }
 
-// niceOf returns the nice values of a process's threads, each once.
+// niceOf returns the nice values of a process's threads, each once. A thread below 0
+// must be one that preempts nobody.
 func niceOf(t *testing.T, pid int) []int {
 	t.Helper()
 	tasks, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
@@ -37,8 +38,13 @@ func niceOf(t *testing.T, pid int) []int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if raw, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err == nil { // else it has ended
-			values = append(values, 20-raw)
+		attr, err := unix.SchedGetAttr(tid, 0)
+		if err != nil {
+			continue // it has ended
+		}
+		values = append(values, int(attr.Nice))
+		if batch := attr.Policy == unix.SCHED_BATCH; batch != (attr.Nice < 0) {
+			t.Errorf("thread %d of %d: nice %d, SCHED_BATCH: %t", tid, pid, attr.Nice, batch)
 		}
 	}
 	slices.Sort(values)
@@ -119,7 +125,7 @@ func TestNetnsDaemonPriorityRefused(t *testing.T) {
 	w := newWorld(t)
 	cmd := exec.Command("setpriv", append([]string{"--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"},
 		w.command("daemon", "--state-dir", t.TempDir(), "--nice", "-3").Args...)...)
-	if r := w.do(cmd); r.status != statusFailure || !strings.Contains(r.stderr, "--nice -3: setpriority: permission denied; it needs root, or a limit (ulimit -e) of 23 or more") {
+	if r := w.do(cmd); r.status != statusFailure || !strings.Contains(r.stderr, "--nice -3: sched_setattr: operation not permitted; it needs root, or a limit (ulimit -e) of 23 or more") {
 		t.Errorf("status %d\n%s", r.status, r.stderr)
 	}
 	if r := w.do(w.command("daemon", "--nice", "20")); r.status != statusUsage || !strings.Contains(r.stderr, "--nice 20: write -20") {

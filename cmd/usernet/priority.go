@@ -17,17 +17,16 @@ import (
 const switchNice = -5
 
 // preferNice gives this process switchNice, if it may have it and was not started
-// with a nice value that somebody chose. It reports whether it has.
+// with a priority that somebody chose. It reports whether it has.
 func preferNice() (bool, error) {
-	nice, err := daemon.Nice()
-	if err != nil || nice != 0 {
-		return false, err
+	ordinary, err := daemon.OrdinaryPriority()
+	if err == nil && ordinary {
+		err = daemon.SetNice(switchNice)
 	}
-	err = daemon.SetNice(switchNice)
-	if errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, errors.ErrUnsupported) {
 		return false, nil
 	}
-	return err == nil, err
+	return err == nil && ordinary, err
 }
 
 // preferDaemonNice is preferNice for the daemon, and for the session that it leads.

@@ -178,7 +178,7 @@ func (r *runner) run(ctx context.Context, plan *plan, argv []string) (status int
 // runs already, keeps its own.
 func (r *runner) raisePriority() {
 	if _, err := preferNice(); err != nil {
-		r.warn("priority is not raised: %v", err)
+		r.log.Warn("priority is not raised", "err", err)
 	}
 }
 

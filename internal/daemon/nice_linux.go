@@ -10,20 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nice returns the nice value of this process (setpriority(2)).
-func Nice() (int, error) {
-	// The system call has it as 20-nice, for its results are not negative.
-	raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+// OrdinaryPriority reports whether this process has the priority that processes have
+// unless somebody chose another.
+func OrdinaryPriority() (bool, error) {
+	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
-		return 0, os.NewSyscallError("getpriority", err)
+		return false, os.NewSyscallError("sched_getattr", err)
 	}
-	return 20 - raw, nil
+	return attr.Policy == unix.SCHED_NORMAL && attr.Nice == 0, nil
 }
 
 // SetNice gives all threads of this process, those to come included, a nice value
-// of -20 to 19. Children inherit it. A value below the present one needs
+// of -20 to 19 (sched(7)). Children inherit it. A value below the present one needs
 // CAP_SYS_NICE or a RLIMIT_NICE that allows it, else the error is fs.ErrPermission
 // and nothing has changed.
+//
+// Below 0 it also makes them SCHED_BATCH: they have more of the CPUs, and yet let
+// whoever runs run on when they wake. Without that a switch that serves a flood of
+// datagrams is back for each few of them, and the flood's receiver has no time left.
 func SetNice(nice int) error {
 	// A /proc of another PID namespace would tell other numbers.
 	if self, err := os.Readlink("/proc/self"); err != nil || self != strconv.Itoa(os.Getpid()) {
@@ -46,20 +50,24 @@ func niceThreads(nice int) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("threads of this process: %w", err)
 	}
+	want := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: int32(nice)}
+	if nice < 0 {
+		want.Policy = unix.SCHED_BATCH
+	}
 	for _, task := range tasks {
 		tid, err := strconv.Atoi(task.Name())
 		if err != nil {
 			return false, fmt.Errorf("threads of this process: %w", err)
 		}
-		raw, err := unix.Getpriority(unix.PRIO_PROCESS, tid)
-		if err == nil && 20-raw == nice {
+		have, err := unix.SchedGetAttr(tid, 0)
+		if err == nil && have.Policy == want.Policy && have.Nice == want.Nice {
 			continue
 		}
 		if err == nil {
-			err = unix.Setpriority(unix.PRIO_PROCESS, tid, nice)
+			err = unix.SchedSetAttr(tid, &want, 0)
 		}
 		if err != nil && !errors.Is(err, unix.ESRCH) { // that one has ended
-			return false, os.NewSyscallError("setpriority", err)
+			return false, os.NewSyscallError("sched_setattr", err)
 		}
 		changed = true
 	}
