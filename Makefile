@@ -28,6 +28,9 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 CNITOOL := $(TOOLS)/cnitool-$(CNITOOL_VERSION)/cnitool
 # Clients of ring 3 whose libraries are no requirement of this module.
 CLIENTS := $(TOOLS)/clients/cri
+# Podman's tests of its own CNI code. Ring 3 builds them again where there is no way to
+# the modules that they need.
+LIBNETWORK := $(TOOLS)/libnetwork.test
 # Modules of their own, so that this one does not require what they do.
 MODULES := bench test/clients test/libnetwork
 # The benchmark and the peers that are built from source.
@@ -57,7 +60,7 @@ netns: ## Ring 2: real TUNs in namespaces that the tests make; speed counts, so 
 	@$(GO) -C bench test -json -count=1 -run '^TestNetns.*$(RUN)' ./... | $(REPORT)
 
 .PHONY: runtimes
-runtimes: $(CNITOOL) $(CLIENTS) ## Ring 3: built binaries with real runtimes and clients; needs root
+runtimes: $(CNITOOL) $(CLIENTS) $(LIBNETWORK) ## Ring 3: built binaries with real runtimes and clients; needs root
 	@$(GO) test -json -p 1 -timeout 15m -count=1 -tags runtimes -run '$(RUN)' ./test/... | $(REPORT)
 
 # How many processes `make chaos` kills.
@@ -93,7 +96,7 @@ install: build ## The binaries into PREFIX/bin (/usr/local/bin)
 	@install -m 0755 bin/* '$(DESTDIR)$(PREFIX)/bin/'
 
 .PHONY: tools
-tools: $(GOLANGCI) $(CNITOOL) $(CLIENTS) ## Install what the tests need: Debian packages (as root) and Go tools
+tools: $(GOLANGCI) $(CNITOOL) $(CLIENTS) $(LIBNETWORK) ## Install what the tests need: Debian packages (as root) and Go tools
 	@.ci/packages
 
 $(GOLANGCI):
@@ -105,6 +108,10 @@ $(CNITOOL):
 $(CLIENTS): test/clients/go.mod test/clients/go.sum $(wildcard test/clients/*/*.go)
 	@echo 'building test/clients'
 	@$(GO) -C test/clients build -trimpath -o '$(dir $(CLIENTS))' ./... github.com/cri-o/ocicni/tools/ocicnitool
+
+$(LIBNETWORK): test/libnetwork/go.mod test/libnetwork/go.sum
+	@echo 'building test/libnetwork'
+	@CGO_ENABLED=0 $(GO) -C test/libnetwork test -c -o '$@' github.com/containers/common/libnetwork/cni
 
 $(BENCH): bench/go.mod bench/go.sum $(wildcard bench/*.go)
 	@echo 'building bench'
