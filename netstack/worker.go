@@ -42,7 +42,7 @@ type workers struct {
 	next int // Switch.mu guards it
 }
 
-// maxWorkers bounds the workers of a switch. Each holds two descriptors, idle or
+// maxWorkers bounds the workers of a switch. Each holds three descriptors, idle or
 // not, and a process may have hundreds of networks.
 const maxWorkers = 4
 
