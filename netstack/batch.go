@@ -210,8 +210,8 @@ func (c *chunk) fill(fd int, busy bool) syscall.Errno {
 // promise makes what is in the socket the rest of the burst, if it is more than
 // that many bytes.
 func (c *chunk) promise(than int) bool {
-	left, err := unix.IoctlGetInt(c.fd, unix.TIOCINQ) // of a TCP socket cannot fail
-	if err != nil || left <= than {
+	left := queued(c.fd, unix.TIOCINQ)
+	if left <= than {
 		return false
 	}
 	c.rest = min(left, burstSize)

@@ -54,9 +54,9 @@ func (r *request) socket(to netip.AddrPort) (err error) {
 	}
 	// Plain TCP: MPTCP costs an extra option on every connection, many middle
 	// boxes refuse it, and neither Landlock nor SO_LINGER treat it as TCP.
-	r.host, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
+	var errno syscall.Errno
+	if r.host, errno = newTCPSocket(domain); errno != 0 {
+		return os.NewSyscallError("socket", errno)
 	}
 	setNoDelay(r.host)
 	if hook != nil {

@@ -59,7 +59,8 @@ func (s *spares) take(to netip.AddrPort) (fd int, watch eventloop.Watch, found b
 // keep takes over a watched socket that was connected to an address. It reports
 // false, and leaves the socket, when the connection is not over.
 func (s *spares) keep(to netip.AddrPort, fd int, watch eventloop.Watch) bool {
-	if !acknowledged(fd) || disconnect(fd) != 0 {
+	// What was written, FIN included, may not have arrived yet.
+	if queued(fd, unix.SIOCOUTQ) > 0 || disconnect(fd) != 0 {
 		return false
 	}
 	if s.n == maxSpares {
@@ -112,11 +113,4 @@ func (s *spares) remove(i int) {
 	copy(s.list[i:s.n], s.list[i+1:s.n])
 	s.n--
 	s.list[s.n] = spare{}
-}
-
-// acknowledged reports whether everything that was written to a TCP socket has
-// arrived, FIN included.
-func acknowledged(fd int) bool {
-	left, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
-	return err == nil && left == 0
 }

@@ -155,9 +155,9 @@ func (s *natSocket) setDF(fd int, df bool) {
 		mode4, mode6 = unix.IP_PMTUDISC_DO, unix.IPV6_PMTUDISC_DO
 	}
 	if !s.v4 {
-		_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, mode6)
+		_ = setOption(fd, option{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, mode6})
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_MTU_DISCOVER, mode4)
+	_ = setOption(fd, option{unix.SOL_IP, unix.IP_MTU_DISCOVER, mode4})
 	s.df = df
 }
 
@@ -288,7 +288,7 @@ func udpOptions(v4 bool) []option {
 
 func setOptions(fd uintptr, options []option) {
 	for _, o := range options {
-		_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value)
+		_ = setOption(int(fd), o)
 	}
 }
 

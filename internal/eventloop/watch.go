@@ -2,6 +2,8 @@ package eventloop
 
 import (
 	"os"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,7 +48,11 @@ func (l *Loop) take(fd int, h Handler) Watch {
 
 func (w Watch) control(op int, events uint32) error {
 	e := unix.EpollEvent{Events: events, Fd: int32(w.index), Pad: int32(w.generation)}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(w.l.epfd, op, w.fd, &e))
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(w.l.epfd), uintptr(op), uintptr(w.fd), uintptr(unsafe.Pointer(&e)), 0, 0)
+	if errno != 0 {
+		return os.NewSyscallError("epoll_ctl", errno)
+	}
+	return nil
 }
 
 // Modify replaces the events. Errors and hang-ups are told whatever they are.
