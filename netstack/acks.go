@@ -36,8 +36,8 @@ const (
 
 var heldACKPool = sync.Pool{New: func() any { return new(heldACKs) }}
 
-// isBareACK reports whether a segment of the stack only acknowledges.
-func isBareACK(pkt *stack.PacketBuffer) bool {
+// onlyAcknowledges reports whether a segment of the stack only acknowledges.
+func onlyAcknowledges(pkt *stack.PacketBuffer) bool {
 	return pkt.Data().Size() == 0 && header.TCP(pkt.TransportHeader().Slice()).Flags() == header.TCPFlagAck
 }
 

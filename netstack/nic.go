@@ -108,7 +108,7 @@ func (n *nic) write(g *gather, pkt *stack.PacketBuffer) {
 // acknowledgement, soon.
 func (l *Link) sendSegment(pkt *stack.PacketBuffer, bufs [][]byte) {
 	switch {
-	case !isBareACK(pkt):
+	case !onlyAcknowledges(pkt):
 		l.worker.supersede(l, bufs)
 	case l.worker.hold(l, bufs):
 		return

@@ -52,7 +52,7 @@ func (l *Link) pass(fl *flow, to *Link, f *frame) passing {
 // take decides about a frame of a flow, and keeps what is to be held. What was
 // held of the flow, and is not superseded, is sent before.
 func (p *passingACKs) take(fl *flow, to *Link, f *frame) passing {
-	number, bare := bareACK(f)
+	number, bare := acknowledges(f)
 	at := 0
 	for at < p.count && p.held[at].flow != fl {
 		at++
@@ -101,10 +101,10 @@ func (p *passingACKs) send(h *passingACK) {
 // RFC 7323 Appendix A lays them out.
 const timestampsOnly = 0x0101080a
 
-// bareACK reports whether a TCP segment does nothing but acknowledge, and what: it has
+// acknowledges reports whether a TCP segment does nothing but acknowledge, and what: it has
 // no data, no other flag, and no option that says more than one after it could,
 // as a selective acknowledgement does.
-func bareACK(f *frame) (number uint32, bare bool) {
+func acknowledges(f *frame) (number uint32, bare bool) {
 	p := &f.pkt
 	if p.Payload != p.Len || p.Fragment || f.length > maxACK {
 		return 0, false

@@ -15,7 +15,10 @@ const (
 
 // crowd tells whether datagrams come one by one, so fast that it pays to let more
 // of them gather before the next round: what a batch costs in system calls, and
-// its receiver's wake-up, is then shared by more. It belongs to a worker.
+// its receiver's wake-up, is then shared by more. And a receiver has time to read
+// what one turn has given it, which its buffer has room for: the usual 208 KiB hold
+// some 90 datagrams of 1,400 bytes, a turn gives maxReads. The device's queue holds
+// 2,000. It belongs to a worker.
 type crowd struct {
 	count int
 	since time.Time
@@ -36,7 +39,7 @@ func (c *crowd) there() bool {
 	return crowded
 }
 
-// rest lets a crowd gather. It is called when one descriptor has been read empty.
+// rest lets a crowd gather. It is called at the end of a descriptor's turn.
 func (w *worker) rest() {
 	if w.crowd.there() {
 		w.loop.Nap(crowdNap)

@@ -168,18 +168,14 @@ func (s *natSocket) Ready(events uint32) {
 		s.drainErrors()
 	}
 	w := s.link.worker
-	n, all := s.read(s.pulse.reads(w))
-	w.crowd.add(n)
-	if all {
-		w.rest()
-	}
+	w.crowd.add(s.read(s.pulse.reads(w)))
+	w.rest()
 }
 
-// read carries up to limit pieces, and reports how many there were and whether
-// that was all.
-func (s *natSocket) read(limit int) (n int, all bool) {
+// read carries up to limit pieces, and reports how many there were.
+func (s *natSocket) read(limit int) (n int) {
 	var held heldInputs
-	for n < limit && !all {
+	for n < limit {
 		in := natInputs.Get().(*natInput)
 		if errno := s.recv(in, 0); errno != 0 {
 			natInputs.Put(in)
@@ -187,8 +183,7 @@ func (s *natSocket) read(limit int) (n int, all bool) {
 			if errno != unix.EAGAIN {
 				s.readFailed(errno)
 			}
-			all = true
-			continue
+			break
 		}
 		n++
 		s.faults = 0
@@ -196,7 +191,7 @@ func (s *natSocket) read(limit int) (n int, all bool) {
 		held.add(s, in)
 	}
 	held.pass(s)
-	return n, all
+	return n
 }
 
 // heldInputs are what one turn has read of a socket and may go on together with
