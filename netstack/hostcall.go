@@ -15,9 +15,9 @@ import (
 // has the monitor look every 70 µs for the next 4 ms, and wake a processor for it
 // that others wait for.
 
-// newTCPSocket makes a socket that never waits.
-func newTCPSocket(domain int) (int, syscall.Errno) {
-	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(domain), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+// newSocket makes a socket that never waits.
+func newSocket(domain, kind, proto int) (int, syscall.Errno) {
+	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(domain), uintptr(kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), uintptr(proto))
 	if errno != 0 {
 		return -1, errno
 	}
@@ -27,9 +27,22 @@ func newTCPSocket(domain int) (int, syscall.Errno) {
 // setOption sets an option that is a number.
 func setOption(fd int, o option) syscall.Errno {
 	value := int32(o.value)
-	_, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(o.level), uintptr(o.name),
-		uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
+	return setsockopt(fd, o.level, o.name, unsafe.Pointer(&value), unsafe.Sizeof(value))
+}
+
+func setsockopt(fd, level, name int, value unsafe.Pointer, size uintptr) syscall.Errno {
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), size, 0)
 	return errno
+}
+
+// getOption reads an option that is a number, of which a socket has every one that
+// is asked for here.
+func getOption(fd, level, name int) int {
+	var value int32
+	size := uint32(unsafe.Sizeof(value))
+	_, _, _ = syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&size)), 0)
+	return int(value)
 }
 
 // queued is how many bytes a TCP socket holds: which ones, says the request,
@@ -38,6 +51,12 @@ func queued(fd int, request uintptr) int {
 	var n int32
 	_, _, _ = syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&n)))
 	return int(n)
+}
+
+// bind gives a socket the address.
+func (n *sockName) bind(fd int) syscall.Errno {
+	_, _, errno := syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&n.raw)), uintptr(n.length))
+	return errno
 }
 
 // connect connects a socket with the address.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +39,7 @@ func (r *request) dial() {
 
 // socket gives the request a host socket: one that is left of a connection to the
 // same address, or a new one.
-func (r *request) socket(to netip.AddrPort) (err error) {
+func (r *request) socket(to netip.AddrPort) error {
 	hook := r.t.s.cfg.Host.Control
 	if hook == nil { // nobody sets options that the next connection would inherit
 		r.reusable = true
@@ -55,7 +56,7 @@ func (r *request) socket(to netip.AddrPort) (err error) {
 	// Plain TCP: MPTCP costs an extra option on every connection, many middle
 	// boxes refuse it, and neither Landlock nor SO_LINGER treat it as TCP.
 	var errno syscall.Errno
-	if r.host, errno = newTCPSocket(domain); errno != 0 {
+	if r.host, errno = newSocket(domain, unix.SOCK_STREAM, unix.IPPROTO_TCP); errno != 0 {
 		return os.NewSyscallError("socket", errno)
 	}
 	setNoDelay(r.host)
@@ -136,11 +137,10 @@ func (r *request) checkDial() error {
 
 // socketError is what has become of a connect.
 func socketError(fd int) error {
-	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && errno != 0 {
-		err = syscall.Errno(errno)
+	if errno := getOption(fd, unix.SOL_SOCKET, unix.SO_ERROR); errno != 0 {
+		return os.NewSyscallError("connect", syscall.Errno(errno))
 	}
-	return os.NewSyscallError("connect", err)
+	return nil
 }
 
 // setNoDelay has small segments leave at once: whether they wait has been decided
@@ -163,7 +163,8 @@ func setHostKeepalive(fd int) {
 
 // lingerNot makes close(2) reset the connection.
 func lingerNot(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	linger := unix.Linger{Onoff: 1}
+	_ = setsockopt(fd, unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&linger), unsafe.Sizeof(linger))
 }
 
 // abortSocket closes a host socket with a reset: its far end must not take the

@@ -39,9 +39,12 @@ func (c *crowd) there() bool {
 	return crowded
 }
 
-// rest lets a crowd gather. It is called at the end of a descriptor's turn.
-func (w *worker) rest() {
-	if w.crowd.there() {
+// rest lets a crowd gather at the end of a descriptor's turn. When not all was read it
+// does so only while naps end in time: a receiver with a buffer of megabytes takes the
+// processor for milliseconds, and the device's queue would not last until the worker
+// has caught up.
+func (w *worker) rest(all bool) {
+	if (all || !w.loop.Overslept()) && w.crowd.there() {
 		w.loop.Nap(crowdNap)
 	}
 }

@@ -55,9 +55,7 @@ type natSocket struct {
 func (s *natSocket) prepare(fd int) {
 	s.fd = fd
 	s.peers, s.addrs = map[netip.AddrPort]*natPeer{}, map[netip.Addr]int{}
-	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil {
-		s.v4 = domain == unix.AF_INET
-	}
+	s.v4 = getOption(fd, unix.SOL_SOCKET, unix.SO_DOMAIN) == unix.AF_INET
 	setOptions(uintptr(fd), udpOptions(s.v4))
 	s.setDF(fd, true)
 }
@@ -101,7 +99,7 @@ func (s *natSocket) close() {
 	defer s.use.Unlock()
 	if s.fd >= 0 {
 		s.ignoreLocked()
-		unix.Close(s.fd)
+		closeSocket(s.fd)
 		s.fd = -1
 	}
 }
@@ -168,8 +166,10 @@ func (s *natSocket) Ready(events uint32) {
 		s.drainErrors()
 	}
 	w := s.link.worker
-	w.crowd.add(s.read(s.pulse.reads(w)))
-	w.rest()
+	limit := s.pulse.reads(w)
+	n := s.read(limit)
+	w.crowd.add(n)
+	w.rest(n < limit)
 }
 
 // read carries up to limit pieces, and reports how many there were.
@@ -303,28 +303,37 @@ func (u *udpNAT) newSocket(l *Link, k socketKey) (*natSocket, error) {
 
 // openUDP opens a UDP socket on a port that the kernel picks. hook may be nil.
 func openUDP(v4 bool, hook ControlFunc) (fd int, err error) {
-	network, address, domain := "udp4", "0.0.0.0:0", unix.AF_INET
-	var local unix.Sockaddr = new(unix.SockaddrInet4)
+	network, domain, local := "udp4", unix.AF_INET, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if !v4 {
-		network, address, domain = "udp6", "[::]:0", unix.AF_INET6
-		local = new(unix.SockaddrInet6)
+		network, domain, local = "udp6", unix.AF_INET6, netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
 	}
-	fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+	fd, errno := newSocket(domain, unix.SOCK_DGRAM, 0)
+	if errno != 0 {
+		return -1, os.NewSyscallError("socket", errno)
 	}
-	if !v4 {
-		err = os.NewSyscallError("setsockopt IPV6_V6ONLY", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1))
-	}
-	if err == nil && hook != nil {
-		err = hook(network, address, rawDescriptor(fd))
-	}
-	if err == nil {
-		err = os.NewSyscallError("bind", unix.Bind(fd, local))
-	}
-	if err != nil {
-		unix.Close(fd)
+	if err := bindUDP(fd, network, local, hook); err != nil {
+		closeSocket(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+func bindUDP(fd int, network string, local netip.AddrPort, hook ControlFunc) error {
+	v4 := local.Addr().Is4()
+	if !v4 {
+		if errno := setOption(fd, option{unix.SOL_IPV6, unix.IPV6_V6ONLY, 1}); errno != 0 {
+			return os.NewSyscallError("setsockopt IPV6_V6ONLY", errno)
+		}
+	}
+	if hook != nil {
+		if err := hook(network, local.String(), rawDescriptor(fd)); err != nil {
+			return err
+		}
+	}
+	var name sockName
+	name.set(local, v4)
+	if errno := name.bind(fd); errno != 0 {
+		return os.NewSyscallError("bind", errno)
+	}
+	return nil
 }

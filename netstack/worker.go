@@ -180,31 +180,31 @@ func (r *reader) Ready(uint32) {
 		r.mourn()
 		return
 	}
-	r.read()
+	all := r.read()
 	if r.l.worker.inbox.work() {
 		r.l.worker.loop.Yield()
 	}
 	r.l.worker.passing.flush()
 	r.l.s.udp.flushAll(r.l.worker)
-	r.l.worker.rest()
+	r.l.worker.rest(all)
 }
 
 // hot reports whether more frames are likely to follow in this turn. A nil reader
 // cannot know.
 func (r *reader) hot() bool { return r != nil && r.pulse.hot }
 
-// read reads what may be read now.
-func (r *reader) read() {
+// read reads what may be read now, and reports whether that was all that is there.
+func (r *reader) read() (all bool) {
 	l, f := r.l, &r.l.worker.frame
 	for i := range r.pulse.reads(l.worker) {
 		n, err := r.dev.TryReadFrame(f.prepare())
 		if errors.Is(err, tunnel.ErrEmpty) {
 			r.pulse.found(i)
-			return
+			return true
 		}
 		if err != nil {
 			r.fail(err)
-			return
+			return false
 		}
 		if reason := f.decode(n); reason != dropNone {
 			l.drop(reason)
@@ -212,9 +212,10 @@ func (r *reader) read() {
 		}
 		l.take(f)
 		if b := l.pacer.Load(); b != nil && r.pause(b.take(time.Now(), f.pkt.Len)) {
-			return
+			return false
 		}
 	}
+	return false
 }
 
 // pause leaves further frames to the container's own queue for as long as the

@@ -45,6 +45,7 @@ type Loop struct {
 	unyielding int    // turns since others had theirs
 	glance     glance
 	nap        time.Duration // before the next look; 0: none
+	overslept  bool          // the last nap took far longer
 	spinner    spinner
 	spare      []Task
 
@@ -265,6 +266,10 @@ func (l *Loop) Yield() { l.yield.Store(true) }
 // other goroutines had their turn: keep d far below a millisecond. Call it on the
 // loop.
 func (l *Loop) Nap(d time.Duration) { l.nap = d }
+
+// Overslept reports whether the last nap ended late by more than 0.5 ms, as it does
+// when others have the processor. Call it on the loop.
+func (l *Loop) Overslept() bool { return l.overslept }
 
 // Round counts the times that the loop found descriptors ready without having
 // slept in between, or gone on to others. Call it on the loop.

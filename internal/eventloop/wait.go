@@ -15,6 +15,9 @@ const (
 	maxSpin = 50 * time.Microsecond
 	// minSpin is the first spin after short sleeps came up again.
 	minSpin = 5 * time.Microsecond
+	// lateNap is by how much a nap ends late when others have the processor. The
+	// kernel's timers and an idle virtual processor take less than half of it.
+	lateNap = 500 * time.Microsecond
 )
 
 // spinner decides how long to spin, as KVM does for a processor that halts: a
@@ -65,9 +68,12 @@ func (l *Loop) wait() {
 // another thread, which had to wake up to take it and to give it back.
 func (l *Loop) takeNap() {
 	runtime.Gosched()
-	t := unix.NsecToTimespec(int64(l.nap))
+	d := l.nap
 	l.nap = 0
+	t := unix.NsecToTimespec(int64(d))
+	from := time.Now()
 	_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0) // a signal may end it
+	l.overslept = time.Since(from) > d+lateNap
 }
 
 // spin looks for events, and for tasks, for as long as that has paid lately.
