@@ -17,10 +17,10 @@
 // case after eight turns or a millisecond. Where Go has one processor, nobody else would
 // look at Go's poller while the loop is busy, so it has Go do that as often (giveway.go).
 // Nothing that runs on the loop may block, so it has no need of system calls that Go
-// knows of, and is better without: with one processor each of them has Go's monitor
-// look every 70 µs for the next 4 ms, which wakes a CPU that others wait for. What is
-// only worth doing when there is nothing else waits for that, or for 2 ms
-// ([Loop.PostLull]).
+// knows of, and is better without: with one processor, the first of them after that
+// was idle has Go's monitor look every 70 µs for the next 4 ms, which wakes a CPU that
+// others wait for. What is only worth doing when there is nothing else waits for that,
+// or for 2 ms ([Loop.PostLull]).
 //
 // Waiting has two stages, for a sleep costs what it takes to wake up (wait.go):
 // first the loop spins, asking the kernel again and again, for as long as that
