@@ -11,6 +11,10 @@ const (
 	// crowdNap is how long a worker lets a crowd gather. The kernel's timers
 	// add some 50 µs.
 	crowdNap = 50 * time.Microsecond
+
+	// crowdTurns in which not all was read are a crowd that grows faster than the
+	// worker carries it when it rests after each: half of the device's queue.
+	crowdTurns = 16
 )
 
 // crowd tells whether datagrams come one by one, so fast that it pays to let more
@@ -20,8 +24,9 @@ const (
 // some 90 datagrams of 1,400 bytes, a turn gives maxReads. The device's queue holds
 // 2,000. It belongs to a worker.
 type crowd struct {
-	count int
-	since time.Time
+	count  int
+	since  time.Time
+	behind int // turns since all was read, up to crowdTurns
 }
 
 // add counts datagrams that came one by one.
@@ -39,12 +44,24 @@ func (c *crowd) there() bool {
 	return crowded
 }
 
-// rest lets a crowd gather at the end of a descriptor's turn. When not all was read it
-// does so only while naps end in time: a receiver with a buffer of megabytes takes the
-// processor for milliseconds, and the device's queue would not last until the worker
-// has caught up.
+// restful reports whether a turn leaves time for a rest, given whether all was read
+// and whether the last rest was too long.
+//
+// After one that read all it does. Before that only while rests end in time, for a
+// receiver with a buffer of megabytes takes the processor for milliseconds, and while
+// the turns catch up: the device's queue would not last.
+func (c *crowd) restful(all, overslept bool) bool {
+	if all {
+		c.behind = 0
+		return true
+	}
+	c.behind = min(c.behind+1, crowdTurns)
+	return c.behind < crowdTurns && !overslept
+}
+
+// rest lets a crowd gather at the end of a descriptor's turn.
 func (w *worker) rest(all bool) {
-	if (all || !w.loop.Overslept()) && w.crowd.there() {
+	if w.crowd.restful(all, w.loop.Overslept()) && w.crowd.there() {
 		w.loop.Nap(crowdNap)
 	}
 }

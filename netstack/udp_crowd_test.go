@@ -31,3 +31,23 @@ func TestCrowd(t *testing.T) {
 		})
 	}
 }
+
+// The worker rests between turns until a crowd outgrows it, and again when it has
+// caught up.
+func TestCrowdRestful(t *testing.T) {
+	var c crowd
+	for turn := 1; turn < 2*crowdTurns; turn++ {
+		if got, want := c.restful(false, false), turn < crowdTurns; got != want {
+			t.Errorf("turn %d that left something: rests %v", turn, got)
+		}
+	}
+	if !c.restful(true, true) {
+		t.Error("no rest after a turn that read all")
+	}
+	if c.restful(false, true) {
+		t.Error("a rest after one that was too long, with something left")
+	}
+	if !c.restful(false, false) {
+		t.Error("no rest after it has caught up")
+	}
+}
