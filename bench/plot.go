@@ -22,7 +22,7 @@ var charts = []chart{
 	{"egress4", "TCP to and from the outside over IPv4, Gbit/s (longer is better)", regexp.MustCompile(`^egress-tcp4-[^/]*$`)},
 	{"egress6", "TCP to and from the outside over IPv6, Gbit/s (longer is better)", regexp.MustCompile(`^egress-tcp6-[^/]*$`)},
 	{"streams", "TCP between containers and by a published port, Gbit/s (longer is better)", regexp.MustCompile(`^(peer|published)-[^/]*$`)},
-	{"udp", "Datagrams that arrive, Gbit/s (longer is better)", regexp.MustCompile(`^egress-udp4-up/(at-1%-lost|flood-received)$`)},
+	{"udp", "Datagrams that arrive, Gbit/s (longer is better)", regexp.MustCompile(`^(egress-udp4-up/(at-1%-lost|flood-received)|datagrams/.*)$`)},
 	{"latency", "Round trip, µs (shorter is better)", regexp.MustCompile(`^(tcp|udp)-rr/`)},
 	{"connections", "Connections and queries a second (longer is better)", regexp.MustCompile(`^(crr-.*|dns)$`)},
 	{"growth-throughput", "TCP beside idle containers, Gbit/s (longer is better)", regexp.MustCompile(`^growth/\d+-up$`)},

@@ -36,13 +36,15 @@ func probe(args []string) error {
 	addr := flags.String("addr", "", "address and port of the server")
 	clients := flags.Int("clients", 1, "at a time")
 	duration := flags.Duration("time", 2*time.Second, "of the load")
+	gbits := flags.Float64("gbits", 0, "of datagrams to send; 0: as many as can be")
+	segmented := flags.Bool("segmented", false, "send datagrams as superframes")
 	if len(args) == 0 {
-		return errors.New("probe: want server, rr, crr, dns, hold or get")
+		return errors.New("probe: want server, rr, crr, dns, send, receive, hold or get")
 	}
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
-	var result probeResult
+	var result any
 	var err error
 	switch args[0] {
 	case "server":
@@ -57,8 +59,12 @@ func probe(args []string) error {
 		result = connections(*addr, *clients, *duration)
 	case "dns":
 		result = queries(*addr, *clients, *duration)
+	case "send":
+		result, err = sendDatagrams(*addr, *gbits, *segmented, *duration)
+	case "receive":
+		result, err = receiveDatagrams(*addr)
 	default:
-		err = fmt.Errorf("probe %q: want server, rr, crr, dns, hold or get", args[0])
+		err = fmt.Errorf("probe %q: want server, rr, crr, dns, send, receive, hold or get", args[0])
 	}
 	if err != nil {
 		return err

@@ -95,6 +95,16 @@ func (p *process) await(ctx context.Context, what string, cond func() bool) erro
 	return nil
 }
 
+// result returns what the process has printed when it has ended by itself.
+func (p *process) result(ctx context.Context) (string, error) {
+	select {
+	case <-p.done:
+		return p.output.String(), nil
+	case <-ctx.Done():
+		return "", fmt.Errorf("%s: %w: %s", p.cmd.Path, ctx.Err(), tail(p.output.String()))
+	}
+}
+
 // tail is the end of what a process printed, for one line of a report.
 func tail(s string) string {
 	const most = 300
@@ -165,8 +175,8 @@ func missing(tool, pkg string) string {
 	return ""
 }
 
-// listens reports whether a namespace has a TCP listener on a port.
-func listens(namespace string, port int) bool {
-	out, err := exec.Command("ip", in(namespace, "ss", "-Hltn", fmt.Sprintf("sport = :%d", port))[1:]...).Output()
+// listens reports whether a namespace has a tcp or udp socket that waits on a port.
+func listens(namespace, network string, port int) bool {
+	out, err := exec.Command("ip", in(namespace, "ss", "-Hln", "--"+network, fmt.Sprintf("sport = :%d", port))[1:]...).Output()
 	return err == nil && len(out) > 0
 }

@@ -56,7 +56,7 @@ func scenarios() []Scenario {
 		all = append(all, peer(mtu, 1), peer(mtu, 4))
 	}
 	return append(all,
-		published(false), published(true), udpStream(),
+		published(false), published(true), udpStream(), datagramStreams(),
 		roundTrip("tcp"), roundTrip("udp"), connect(1), connect(16), resolve(),
 		cniLatency(), runLatency(), idle(), growth())
 }
@@ -108,7 +108,7 @@ func (b *Bench) serve(ctx context.Context) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return server, server.await(ctx, "server", func() bool { return listens(b.topo.Server, probePort) })
+	return server, server.await(ctx, "server", func() bool { return listens(b.topo.Server, "tcp", probePort) })
 }
 
 // probe runs the probe's client in container 0 against its server outside.

@@ -206,7 +206,7 @@ func (b *Bench) iperf(ctx context.Context, l load) (iperfResult, error) {
 		return iperfResult{}, err
 	}
 	defer srv.stop()
-	if err := srv.await(ctx, "listener", func() bool { return listens(l.server, l.port) }); err != nil {
+	if err := srv.await(ctx, "listener", func() bool { return listens(l.server, "tcp", l.port) }); err != nil {
 		return iperfResult{}, err
 	}
 	before := busySeconds()
