@@ -14,10 +14,11 @@
 // outside these namespaces is touched but files under /etc/netns that name
 // them, and everything ends with the run, interrupted or not.
 //
-// Throughput comes from iperf3, small messages from the probe (probe.go), which
-// is this executable started again inside the namespaces. Their kernels reuse
-// ports in TIME_WAIT and have a wide range of them; else TIME_WAIT would be
-// what is measured. README.md tells what each scenario is.
+// Throughput comes from iperf3, that of datagrams also from the probe, as small
+// messages do (probe.go, datagrams.go), which is this executable started again
+// inside the namespaces. Their kernels reuse ports in TIME_WAIT and have a wide
+// range of them; else TIME_WAIT would be what is measured. README.md tells what
+// each scenario is.
 //
 // It is a module of its own, so that programs that use usernet do not inherit
 // its peers and its plots.

@@ -25,6 +25,7 @@ type probeResult struct {
 	P50, P99 float64 // µs
 	PerSec   float64
 	Errors   int64
+	Refused  int64 // queries, which are no errors
 }
 
 // probe is the load generator for small messages: the executable runs itself
@@ -223,17 +224,23 @@ func connections(addr string, clients int, d time.Duration) probeResult {
 
 // queries measures DNS questions, each of another name.
 func queries(addr string, clients int, d time.Duration) probeResult {
-	var n atomic.Int64
+	var n, refused atomic.Int64
 	client := &dns.Client{Timeout: 2 * time.Second}
-	return repeat(clients, d, func() error {
+	result := repeat(clients, d, func() error {
 		m := new(dns.Msg)
 		m.SetQuestion(fmt.Sprintf("n%d.bench.example.", n.Add(1)), dns.TypeA)
 		r, _, err := client.Exchange(m, addr)
 		if err == nil && len(r.Answer) != 1 {
 			err = fmt.Errorf("no answer: %v", dns.RcodeToString[r.Rcode])
+			if r.Rcode == dns.RcodeRefused {
+				refused.Add(1)
+			}
 		}
 		return err
 	})
+	result.Refused = refused.Load()
+	result.Errors -= result.Refused
+	return result
 }
 
 // repeat has clients do something over and over for a time.

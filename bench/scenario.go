@@ -88,13 +88,18 @@ func connect(clients int) Scenario {
 }
 
 // resolve asks the backend's resolver for names that the outside server knows.
+// Queries above what a resolver allows a container are refused.
 func resolve() Scenario {
 	return Scenario{
 		Name: "dns", Applies: func(b Backend) bool { return b.Traits().DNS != "" },
-		Figures: []Figure{{Unit: "1/s", HigherIsBetter: true}},
+		Figures: []Figure{{Unit: "1/s", HigherIsBetter: true}, {Name: "refused", Unit: "%"}},
 		Run: func(ctx context.Context, b *Bench, backend Backend) ([]float64, error) {
 			r, err := b.probe(ctx, "dns", "-clients", "8", "-addr", backend.Traits().DNS+":53")
-			return []float64{r.PerSec}, err
+			if err != nil {
+				return nil, err
+			}
+			answered, refused := r.PerSec*b.duration.Seconds(), float64(r.Refused)
+			return []float64{r.PerSec, 100 * refused / (answered + refused)}, nil
 		},
 	}
 }
