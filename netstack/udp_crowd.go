@@ -12,8 +12,8 @@ const (
 	// add some 50 µs.
 	crowdNap = 50 * time.Microsecond
 
-	// crowdTurns in which not all was read are a crowd that grows faster than the
-	// worker carries it when it rests after each: half of the device's queue.
+	// crowdTurns read half of what the device's queue holds. When so many in a row left
+	// something, the crowd grows faster than the worker carries it with naps between.
 	crowdTurns = 16
 )
 
@@ -27,6 +27,7 @@ type crowd struct {
 	count  int
 	since  time.Time
 	behind int // turns since all was read, up to crowdTurns
+	hasty  int // turns since the last break, which was too long
 }
 
 // add counts datagrams that came one by one.
@@ -44,24 +45,48 @@ func (c *crowd) there() bool {
 	return crowded
 }
 
-// restful reports whether a turn leaves time for a rest, given whether all was read
-// and whether the last rest was too long.
+// breaks are what a worker does between two turns.
+type breaks uint8
+
+const (
+	noBreak breaks = iota
+	napBreak
+	asideBreak
+)
+
+// next decides on the break after a turn, given whether that has read all and whether
+// the last break was too long.
 //
-// After one that read all it does. Before that only while rests end in time, for a
-// receiver with a buffer of megabytes takes the processor for milliseconds, and while
-// the turns catch up: the device's queue would not last.
-func (c *crowd) restful(all, overslept bool) bool {
+// A nap costs a fast sender's datagrams room in the device's queue. A worker that is
+// behind stands aside instead: its receiver on the same processor runs, in spite of
+// the worker's priority, and on another there is nothing to wait for. A receiver with
+// megabytes of buffer, or who computes beside it, may keep the processor for
+// milliseconds: half a queue is read then before it gets that again.
+func (c *crowd) next(all, tooLong bool) breaks {
 	if all {
-		c.behind = 0
-		return true
+		c.behind, c.hasty = 0, 0
+		return napBreak
 	}
 	c.behind = min(c.behind+1, crowdTurns)
-	return c.behind < crowdTurns && !overslept
+	if tooLong && c.hasty < crowdTurns {
+		c.hasty++
+		return noBreak
+	}
+	c.hasty = 0
+	if c.behind < crowdTurns {
+		return napBreak
+	}
+	return asideBreak
 }
 
-// rest lets a crowd gather at the end of a descriptor's turn.
+// rest lets a crowd gather at the end of a descriptor's turn, or its receiver read.
 func (w *worker) rest(all bool) {
-	if w.crowd.restful(all, w.loop.Overslept()) && w.crowd.there() {
+	b := w.crowd.next(all, w.loop.Overslept())
+	switch {
+	case b == noBreak || !w.crowd.there():
+	case b == napBreak:
 		w.loop.Nap(crowdNap)
+	default:
+		w.loop.StandAside()
 	}
 }

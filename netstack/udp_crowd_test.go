@@ -32,22 +32,32 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
-// The worker rests between turns until a crowd outgrows it, and again when it has
-// caught up.
-func TestCrowdRestful(t *testing.T) {
+// The worker naps between turns until a crowd outgrows it, then stands aside, and naps
+// again when it has caught up. After a break that was too long it hurries.
+func TestCrowdBreaks(t *testing.T) {
 	var c crowd
 	for turn := 1; turn < 2*crowdTurns; turn++ {
-		if got, want := c.restful(false, false), turn < crowdTurns; got != want {
-			t.Errorf("turn %d that left something: rests %v", turn, got)
+		want := napBreak
+		if turn >= crowdTurns {
+			want = asideBreak
+		}
+		if got := c.next(false, false); got != want {
+			t.Errorf("turn %d that left something: %d, want %d", turn, got, want)
 		}
 	}
-	if !c.restful(true, true) {
-		t.Error("no rest after a turn that read all")
+	for turn := range crowdTurns {
+		if got := c.next(false, true); got != noBreak {
+			t.Errorf("turn %d after a break that was too long: %d", turn, got)
+		}
 	}
-	if c.restful(false, true) {
-		t.Error("a rest after one that was too long, with something left")
+	if got := c.next(false, true); got != asideBreak {
+		t.Errorf("when it has hurried: %d", got)
 	}
-	if !c.restful(false, false) {
-		t.Error("no rest after it has caught up")
+	c.next(false, true)
+	if got := c.next(true, true); got != napBreak {
+		t.Errorf("after a turn that read all: %d", got)
+	}
+	if got := c.next(false, false); got != napBreak {
+		t.Errorf("after it has caught up: %d", got)
 	}
 }

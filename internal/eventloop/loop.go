@@ -44,8 +44,8 @@ type Loop struct {
 	round      uint64 // how many times events were found
 	unyielding int    // turns since others had theirs
 	glance     glance
-	nap        time.Duration // before the next look; 0: none
-	overslept  bool          // the last nap took far longer
+	nap        time.Duration // before the next look; 0: none, negative: stand aside
+	overslept  bool          // the last one took far longer
 	spinner    spinner
 	spare      []Task
 
@@ -267,8 +267,13 @@ func (l *Loop) Yield() { l.yield.Store(true) }
 // loop.
 func (l *Loop) Nap(d time.Duration) { l.nap = d }
 
-// Overslept reports whether the last nap ended late by more than 0.5 ms, as it does
-// when others have the processor. Call it on the loop.
+// StandAside has the loop leave the processor before it looks at its descriptors
+// again, once, to other threads that wait for it (sched_yield(2)), and go on at once
+// where none does. It is otherwise like Nap. Call it on the loop.
+func (l *Loop) StandAside() { l.nap = -1 }
+
+// Overslept reports whether the last Nap or StandAside ended late by more than 0.5 ms,
+// as it does when others have the processor. Call it on the loop.
 func (l *Loop) Overslept() bool { return l.overslept }
 
 // Round counts the times that the loop found descriptors ready without having

@@ -133,6 +133,24 @@ func TestNap(t *testing.T) {
 	t.Errorf("the nap was never %v, or every wait was; the shortest %v", nap, shortest)
 }
 
+// Who stands aside where nobody waits goes on at once, and has not overslept.
+func TestStandAside(t *testing.T) {
+	l := newLoop(t)
+	for tries := range 20 { // a busy machine makes any wait long
+		late := make(chan bool, 1)
+		l.Post(taskFunc(func() {
+			l.overslept = true
+			l.StandAside()
+			l.Post(taskFunc(func() { late <- l.Overslept() }))
+		}))
+		if !await(t, late) {
+			return
+		}
+		t.Logf("try %d: overslept", tries)
+	}
+	t.Error("it did not stand aside, or every time for long")
+}
+
 // Bytes go around between two loops, each of which the other wakes, in every
 // stage of waiting.
 func TestNoWakeUpIsLost(t *testing.T) {

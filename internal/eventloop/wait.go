@@ -39,7 +39,7 @@ func (s *spinner) slept(d time.Duration) {
 
 // wait returns when events were found, or something was posted.
 func (l *Loop) wait() {
-	if l.nap > 0 {
+	if l.nap != 0 {
 		l.takeNap()
 	}
 	if l.poll() || l.pending.Load() {
@@ -64,15 +64,19 @@ func (l *Loop) wait() {
 	l.sleeping.Store(false)
 }
 
-// takeNap sleeps. Go is not told of it: its monitor would give the processor to
-// another thread, which had to wake up to take it and to give it back.
+// takeNap sleeps or stands aside. Go is not told of it: its monitor would give the
+// processor to another thread, which had to wake up to take it and to give it back.
 func (l *Loop) takeNap() {
 	runtime.Gosched()
-	d := l.nap
+	d, aside := max(l.nap, 0), l.nap < 0
 	l.nap = 0
-	t := unix.NsecToTimespec(int64(d))
 	from := time.Now()
-	_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0) // a signal may end it
+	if aside {
+		_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // cannot fail
+	} else {
+		t := unix.NsecToTimespec(int64(d))
+		_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0) // a signal may end it
+	}
 	l.overslept = time.Since(from) > d+lateNap
 }
 
