@@ -29,7 +29,8 @@
 //
 // A handler to which work comes in small pieces, faster than each is worth a round,
 // has the loop sleep for a moment instead ([Loop.Nap]): what comes meanwhile is
-// found at once, and the processor is free for who makes it and who takes it.
+// found at once, and the processor is free for who makes it and who takes it. Where that
+// would cost it too much it only lets those go first who wait ([Loop.StandAside]).
 //
 // # Ownership
 //
