@@ -15,6 +15,10 @@ const (
 	// crowdTurns read half of what the device's queue holds. When so many in a row left
 	// something, the crowd grows faster than the worker carries it with naps between.
 	crowdTurns = 16
+
+	// overloadTurns in a row that left something, with no naps between most of them,
+	// are more than the worker can carry.
+	overloadTurns = 64
 )
 
 // crowd tells whether datagrams come one by one, so fast that it pays to let more
@@ -26,7 +30,7 @@ const (
 type crowd struct {
 	count  int
 	since  time.Time
-	behind int // turns since all was read, up to crowdTurns
+	behind int // turns since all was read, up to overloadTurns
 	hasty  int // turns since the last break, which was too long
 }
 
@@ -57,26 +61,31 @@ const (
 // next decides on the break after a turn, given whether that has read all and whether
 // the last break was too long.
 //
-// A nap costs a fast sender's datagrams room in the device's queue. A worker that is
-// behind stands aside instead: its receiver on the same processor runs, in spite of
-// the worker's priority, and on another there is nothing to wait for. A receiver with
-// megabytes of buffer, or who computes beside it, may keep the processor for
-// milliseconds: half a queue is read then before it gets that again.
+// A nap costs a fast sender's datagrams room in the device's queue, so a worker that
+// is behind takes none, and one that stays behind stands aside: some will be lost, and
+// a receiver on its processor runs only then, for the worker has a priority. Not
+// before, for a sender that it makes room for may be the one that has most to do. A
+// receiver with megabytes of buffer, or who computes beside it, may keep the processor
+// for milliseconds: half a queue is read then before it gets that again.
 func (c *crowd) next(all, tooLong bool) breaks {
 	if all {
 		c.behind, c.hasty = 0, 0
 		return napBreak
 	}
-	c.behind = min(c.behind+1, crowdTurns)
+	c.behind = min(c.behind+1, overloadTurns)
 	if tooLong && c.hasty < crowdTurns {
 		c.hasty++
 		return noBreak
 	}
 	c.hasty = 0
-	if c.behind < crowdTurns {
+	switch {
+	case c.behind < crowdTurns:
 		return napBreak
+	case c.behind < overloadTurns:
+		return noBreak
+	default:
+		return asideBreak
 	}
-	return asideBreak
 }
 
 // rest lets a crowd gather at the end of a descriptor's turn, or its receiver read.

@@ -32,14 +32,18 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
-// The worker naps between turns until a crowd outgrows it, then stands aside, and naps
-// again when it has caught up. After a break that was too long it hurries.
+// The worker naps between turns until a crowd outgrows it, then hurries, then stands
+// aside, and naps again when it has caught up. After a break that was too long it
+// hurries.
 func TestCrowdBreaks(t *testing.T) {
 	var c crowd
-	for turn := 1; turn < 2*crowdTurns; turn++ {
+	for turn := 1; turn < 2*overloadTurns; turn++ {
 		want := napBreak
-		if turn >= crowdTurns {
+		switch {
+		case turn >= overloadTurns:
 			want = asideBreak
+		case turn >= crowdTurns:
+			want = noBreak
 		}
 		if got := c.next(false, false); got != want {
 			t.Errorf("turn %d that left something: %d, want %d", turn, got, want)
