@@ -38,7 +38,7 @@ func datagramStreams() Scenario {
 	s.Run = func(ctx context.Context, b *Bench, _ Backend) ([]float64, error) {
 		var figures []float64
 		for _, d := range streams {
-			offer := func(gbits float64) (iperfResult, error) { return d.offer(ctx, b, gbits) }
+			offer := func(gbits float64) (streamResult, error) { return d.offer(ctx, b, gbits) }
 			flood, err := offer(0)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", d.name, err)
@@ -69,7 +69,7 @@ type datagramStream struct {
 type datagramResult struct{ Datagrams int64 }
 
 // offer runs the two ends once; 0 is as much as can be.
-func (d *datagramStream) offer(ctx context.Context, b *Bench, gbits float64) (iperfResult, error) {
+func (d *datagramStream) offer(ctx context.Context, b *Bench, gbits float64) (streamResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.duration+10*time.Second)
 	defer cancel()
 	sender := []string{b.self, "probe", "send", "-time", b.datagramTime().String(), "-gbits", strconv.FormatFloat(gbits, 'f', -1, 64)}
@@ -82,31 +82,31 @@ func (d *datagramStream) offer(ctx context.Context, b *Bench, gbits float64) (ip
 	}
 	server, err := start(in(b.topo.Server, outside...)...)
 	if err != nil {
-		return iperfResult{}, err
+		return streamResult{}, err
 	}
 	defer server.stop()
 	if err := server.await(ctx, "socket", func() bool { return listens(b.topo.Server, "udp", datagramPort) }); err != nil {
-		return iperfResult{}, err
+		return streamResult{}, err
 	}
 	addr := net.JoinHostPort(serverV4, strconv.Itoa(datagramPort))
 	out, err := output(ctx, in(b.topo.Containers[0], append(inside, "-addr", addr)...)...)
 	if err != nil {
-		return iperfResult{}, err
+		return streamResult{}, err
 	}
 	printed, err := server.result(ctx)
 	var there, here datagramResult
 	err = errors.Join(err, json.Unmarshal([]byte(printed), &there), json.Unmarshal(out, &here))
 	if err != nil {
-		return iperfResult{}, fmt.Errorf("%w: %s", err, tail(printed))
+		return streamResult{}, fmt.Errorf("%w: %s", err, tail(printed))
 	}
 	sent, got := here.Datagrams, there.Datagrams
 	if d.down {
 		sent, got = got, sent
 	}
 	if got == 0 {
-		return iperfResult{}, fmt.Errorf("none of %d datagrams arrived", sent)
+		return streamResult{}, fmt.Errorf("none of %d datagrams arrived", sent)
 	}
-	return iperfResult{
+	return streamResult{
 		gbits:       float64(got) * datagramSize * 8 / 1e9 / b.datagramTime().Seconds(),
 		lostPercent: 100 * (1 - float64(got)/float64(sent)),
 	}, nil
@@ -115,16 +115,17 @@ func (d *datagramStream) offer(ctx context.Context, b *Bench, gbits float64) (ip
 // datagramSocket returns a socket to addr, or one that whoever says hello first is
 // the peer of.
 func datagramSocket(addr string) (*net.UDPConn, error) {
-	c, err := net.Dial("udp4", addr)
+	open := func() (net.Conn, error) { return net.Dial("udp4", addr) }
 	if addr == "" {
-		c, err = net.ListenUDP("udp4", &net.UDPAddr{Port: datagramPort})
+		open = func() (net.Conn, error) { return net.ListenUDP("udp4", &net.UDPAddr{Port: datagramPort}) }
 	}
+	conn, err := open()
 	if err != nil {
 		return nil, err
 	}
-	u := c.(*net.UDPConn)
+	c := conn.(*net.UDPConn)
 	// As much as the kernel lets.
-	return u, errors.Join(u.SetReadBuffer(4<<20), u.SetWriteBuffer(4<<20))
+	return c, errors.Join(c.SetReadBuffer(4<<20), c.SetWriteBuffer(4<<20))
 }
 
 // receiveDatagrams counts until nothing comes any more. From a peer at addr it

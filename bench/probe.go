@@ -28,7 +28,7 @@ type probeResult struct {
 	Refused  int64 // queries, which are no errors
 }
 
-// probe is the load generator for small messages: the executable runs itself
+// probe is the load generator for small messages and datagrams: the executable runs itself
 // as "bench probe ROLE" in the namespaces of the topology.
 func probe(args []string) error {
 	runtime.GOMAXPROCS(1) // its threads must not be what is measured

@@ -152,13 +152,13 @@ func TestMerge(t *testing.T) {
 func TestHighestRate(t *testing.T) {
 	for _, carries := range []float64{0.1, 0.3, 0.9, 1.9, 5} {
 		tried := 0
-		offer := func(gbits float64) (iperfResult, error) {
+		offer := func(gbits float64) (streamResult, error) {
 			tried++
 			sent := min(gbits, 2)
 			if got := carries; got < sent {
-				return iperfResult{gbits: got / 2, lostPercent: 100 * (1 - got/2/sent)}, nil
+				return streamResult{gbits: got / 2, lostPercent: 100 * (1 - got/2/sent)}, nil
 			}
-			return iperfResult{gbits: sent}, nil
+			return streamResult{gbits: sent}, nil
 		}
 		flood, _ := offer(3)
 		got, err := highestRate(flood, offer)
@@ -166,8 +166,8 @@ func TestHighestRate(t *testing.T) {
 			t.Errorf("carries %v: found %v in %d steps, %v", carries, got, tried, err)
 		}
 	}
-	always := func(gbits float64) (iperfResult, error) { return iperfResult{gbits: gbits / 2, lostPercent: 50}, nil }
-	if got, err := highestRate(iperfResult{gbits: 1, lostPercent: 50}, always); err == nil {
+	always := func(gbits float64) (streamResult, error) { return streamResult{gbits: gbits / 2, lostPercent: 50}, nil }
+	if got, err := highestRate(streamResult{gbits: 1, lostPercent: 50}, always); err == nil {
 		t.Errorf("a backend that always loses half: %v", got)
 	}
 }

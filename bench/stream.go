@@ -37,7 +37,7 @@ func egress(server string, mtu, streams int, down bool) Scenario {
 		return t.Egress && (family == "4" || t.V6) && (mtu == ethernetMTU || t.Userspace)
 	}
 	return stream(fmt.Sprintf("egress-tcp%s-%s-%d-mtu%d", family, direction, streams, mtu), applies,
-		func(ctx context.Context, b *Bench, _ Backend) (iperfResult, error) {
+		func(ctx context.Context, b *Bench, _ Backend) (streamResult, error) {
 			return b.iperf(ctx, load{server: b.topo.Server, client: b.topo.Containers[0], addr: server, mtu: mtu, streams: streams, down: down})
 		})
 }
@@ -45,7 +45,7 @@ func egress(server string, mtu, streams int, down bool) Scenario {
 // peer is TCP from one container to another.
 func peer(mtu, streams int) Scenario {
 	return stream(fmt.Sprintf("peer-tcp4-%d-mtu%d", streams, mtu), func(b Backend) bool { return b.Traits().Peers != nil },
-		func(ctx context.Context, b *Bench, backend Backend) (iperfResult, error) {
+		func(ctx context.Context, b *Bench, backend Backend) (streamResult, error) {
 			return b.iperf(ctx, load{
 				server: b.topo.Containers[1], client: b.topo.Containers[0], addr: backend.Traits().Peers[1], mtu: mtu, streams: streams,
 			})
@@ -59,13 +59,13 @@ func published(out bool) Scenario {
 		direction = "out"
 	}
 	return stream("published-tcp4-"+direction+"-1", func(b Backend) bool { return b.Traits().Publish },
-		func(ctx context.Context, b *Bench, _ Backend) (iperfResult, error) {
+		func(ctx context.Context, b *Bench, _ Backend) (streamResult, error) {
 			return b.iperf(ctx, load{server: b.topo.Containers[0], client: b.topo.Server, addr: hostV4, port: publishedPort, streams: 1, down: out})
 		})
 }
 
 // stream is a scenario that one run of iperf3 over TCP makes.
-func stream(name string, applies func(Backend) bool, run func(context.Context, *Bench, Backend) (iperfResult, error)) Scenario {
+func stream(name string, applies func(Backend) bool, run func(context.Context, *Bench, Backend) (streamResult, error)) Scenario {
 	return Scenario{
 		Name: name, Applies: applies, Tool: "iperf3",
 		Figures: []Figure{{Unit: "Gbit/s", HigherIsBetter: true}, {Name: "cpu", Unit: "CPU s/GB"}},
@@ -90,7 +90,7 @@ func udpStream() Scenario {
 			{Name: "flood-received", Unit: "Gbit/s", HigherIsBetter: true}, {Name: "flood-lost", Unit: "%"},
 		},
 		Run: func(ctx context.Context, b *Bench, _ Backend) ([]float64, error) {
-			offer := func(gbits float64) (iperfResult, error) {
+			offer := func(gbits float64) (streamResult, error) {
 				return b.iperf(ctx, load{server: b.topo.Server, client: b.topo.Containers[0], addr: serverV4, streams: 1, udp: true, gbits: gbits})
 			}
 			flood, err := offer(0)
@@ -110,7 +110,7 @@ const rateSteps = 5
 // which no more than what is tolerated gets lost, and returns what arrived then.
 // A rate has two tries: ten milliseconds in which the machine does something
 // else lose a hundredth of a second's datagrams.
-func highestRate(flood iperfResult, offer func(gbits float64) (iperfResult, error)) (best float64, err error) {
+func highestRate(flood streamResult, offer func(gbits float64) (streamResult, error)) (best float64, err error) {
 	if flood.lostPercent <= tolerated {
 		return flood.gbits, nil
 	}
@@ -185,10 +185,10 @@ func socketBuffer() int {
 	return size
 }
 
-type iperfResult struct{ gbits, lostPercent, cpuPerGB float64 }
+type streamResult struct{ gbits, lostPercent, cpuPerGB float64 }
 
 // iperf runs one iperf3 test and returns what the receiver got.
-func (b *Bench) iperf(ctx context.Context, l load) (iperfResult, error) {
+func (b *Bench) iperf(ctx context.Context, l load) (streamResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.duration+20*time.Second)
 	defer cancel()
 	if l.port == 0 {
@@ -197,17 +197,17 @@ func (b *Bench) iperf(ctx context.Context, l load) (iperfResult, error) {
 	if l.mtu != 0 {
 		remove, err := routeMTU(ctx, l.client, l.addr, l.mtu)
 		if err != nil {
-			return iperfResult{}, err
+			return streamResult{}, err
 		}
 		defer remove()
 	}
 	srv, err := start(in(l.server, "iperf3", "-s", "-1", "-p", strconv.Itoa(l.port), "--forceflush")...)
 	if err != nil {
-		return iperfResult{}, err
+		return streamResult{}, err
 	}
 	defer srv.stop()
 	if err := srv.await(ctx, "listener", func() bool { return listens(l.server, "tcp", l.port) }); err != nil {
-		return iperfResult{}, err
+		return streamResult{}, err
 	}
 	before := busySeconds()
 	out, err := output(ctx, in(l.client, l.argv(b.duration)...)...)
@@ -217,7 +217,7 @@ func (b *Bench) iperf(ctx context.Context, l load) (iperfResult, error) {
 var errRefused = errors.New("it gave no figure")
 
 // parseIperf reads iperf3's report; busy is the CPU time of the whole machine.
-func parseIperf(out []byte, err error, busy float64) (iperfResult, error) {
+func parseIperf(out []byte, err error, busy float64) (streamResult, error) {
 	var result struct {
 		Error string `json:"error"`
 		End   struct {
@@ -231,9 +231,9 @@ func parseIperf(out []byte, err error, busy float64) (iperfResult, error) {
 		} `json:"end"`
 	}
 	if jsonErr := json.Unmarshal(out, &result); jsonErr != nil || result.Error != "" || err != nil {
-		return iperfResult{}, fmt.Errorf("iperf3: %s: %w", result.Error, cmp.Or(err, jsonErr, errRefused))
+		return streamResult{}, fmt.Errorf("iperf3: %s: %w", result.Error, cmp.Or(err, jsonErr, errRefused))
 	}
-	r := iperfResult{gbits: result.End.SumReceived.BitsPerSecond / 1e9, lostPercent: result.End.Sum.LostPercent}
+	r := streamResult{gbits: result.End.SumReceived.BitsPerSecond / 1e9, lostPercent: result.End.Sum.LostPercent}
 	if gb := r.gbits / 8 * (result.End.SumReceived.Seconds + warmUp); gb > 0 {
 		r.cpuPerGB = busy / gb
 	}

@@ -71,8 +71,17 @@ func TestPodmanRootless(t *testing.T) {
 		{"made, names", (*podmanBed).testNames},
 		{"made, ports", (*podmanBed).testRootlessPorts},
 	})
+	var left []int
+	defer func() {
+		if len(left) != 0 {
+			t.Errorf("processes left: %v", left)
+		}
+	}()
 	// podman does not wait for the processes that it ends with a container.
-	nstest.WaitFor(t, 10*time.Second, func() bool { return len(p.processes("slirp4netns", "rootlessport")) == 0 })
+	nstest.WaitFor(t, 10*time.Second, func() bool {
+		left = p.processes("slirp4netns", "rootlessport")
+		return len(left) == 0
+	})
 }
 
 // testRootlessEgress has a container reach the outside while slirp4netns, which
