@@ -32,7 +32,7 @@ func (*slirp) Traits() Traits {
 }
 
 func (s *slirp) Up(ctx context.Context, t *Topology) (err error) {
-	if s.dir, err = os.MkdirTemp("", "slirp-bench-"); err != nil {
+	if s.dir, err = os.MkdirTemp("", "slirp-"); err != nil {
 		return err
 	}
 	for i, c := range t.Containers {
@@ -179,7 +179,7 @@ func (*tapVsock) Traits() Traits {
 }
 
 func (v *tapVsock) Up(ctx context.Context, t *Topology) (err error) {
-	dir, err := os.MkdirTemp("", "gvproxy-bench-")
+	dir, err := os.MkdirTemp("", "gvproxy-")
 	if err != nil {
 		return err
 	}

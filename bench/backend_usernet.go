@@ -50,7 +50,7 @@ func usernetVersion(bin string) string {
 func (u *usernet) socket() string { return u.dir + "/usernet.sock" }
 
 func (u *usernet) Up(ctx context.Context, t *Topology) (err error) {
-	if u.dir, err = os.MkdirTemp("", "usernet-bench-"); err != nil {
+	if u.dir, err = os.MkdirTemp("", "usernet-"); err != nil {
 		return err
 	}
 	u.daemon, err = start(in(t.Host, u.bin+"/usernet", "daemon", "--socket", u.socket(), "--state-dir", u.dir+"/state")...)

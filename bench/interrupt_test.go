@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -81,7 +82,7 @@ type interrupted struct {
 // what is left.
 func interrupt(t *testing.T, bin, tools, backend, scenario string, now func(*interrupted) bool) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := shortTempDir(t)
 	r := &interrupted{marker: fmt.Sprintf("%s=%d", asBench, time.Now().UnixNano()), temp: filepath.Join(dir, "tmp"), begin: time.Now()}
 	if err := os.Mkdir(r.temp, 0o755); err != nil {
 		t.Fatal(err)
@@ -111,6 +112,22 @@ func interrupt(t *testing.T, bin, tools, backend, scenario string, now func(*int
 	if t.Failed() {
 		t.Log(output.String())
 	}
+}
+
+// shortTempDir is a directory for sockets, whose paths end after 107 bytes; one of
+// t.TempDir has the test's name in its path.
+func shortTempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func (r *interrupted) leavesNothing(t *testing.T) {
@@ -178,6 +195,32 @@ func wait(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s did not come", what)
 		}
+	}
+}
+
+// TestScratch: what a run's process leaves among temporary files ends with the run.
+func TestScratch(t *testing.T) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	ended := errors.New("ended")
+	err := withScratch(func() error {
+		left, err := output(t.Context(), "mktemp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(strings.TrimSpace(string(left))); err != nil || !strings.HasPrefix(string(left), temp) {
+			t.Errorf("temporary file %s: %v", left, err)
+		}
+		return ended
+	})
+	if !errors.Is(err, ended) {
+		t.Errorf("error %v", err)
+	}
+	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if now := os.Getenv("TMPDIR"); now != temp {
+		t.Errorf("TMPDIR is %s afterwards, not %s", now, temp)
 	}
 }
 

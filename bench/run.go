@@ -45,12 +45,29 @@ func (b *Bench) check() error {
 // the report, also of a run that was interrupted.
 func (b *Bench) run(ctx context.Context, all []Backend, out string) error {
 	b.report = newReport(b.rounds, b.duration)
-	err := b.measure(ctx, b.usable(all))
+	usable := b.usable(all)
+	err := withScratch(func() error { return b.measure(ctx, usable) })
 	b.report.finish(err == nil)
 	if out != "" {
 		err = errors.Join(err, b.report.write(trimJSON(out)))
 	}
 	return errors.Join(err, b.report.WriteTable(os.Stdout))
+}
+
+// withScratch gives do, and the processes that it starts, a directory for temporary
+// files that ends with it: iperf3 leaves one when it is ended at the wrong moment.
+func withScratch(do func() error) (err error) {
+	const variable = "TMPDIR"
+	before := os.Getenv(variable) // to be without it is to have an empty one
+	dir, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Setenv(variable, before), os.RemoveAll(dir)) }()
+	if err := os.Setenv(variable, dir); err != nil {
+		return err
+	}
+	return do()
 }
 
 // usable are the backends that were asked for and whose tools are there; the
