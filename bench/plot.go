@@ -71,7 +71,7 @@ func (r *Report) draw(c chart, names []string, file string) error {
 			return err
 		}
 		bars.Horizontal, bars.LineStyle.Width = true, 0
-		bars.Color = colourOf(backend, i)
+		bars.Color = colourOf(backend)
 		bars.Offset = vg.Points((float64(len(shown)-1)/2 - float64(i)) * thick)
 		p.Add(bars)
 		p.Legend.Add(backend, bars)
@@ -100,8 +100,9 @@ func newPlot(title string) *plot.Plot {
 	return p
 }
 
-// colourOf makes usernet stand out among its peers.
-func colourOf(backend string, i int) color.Color {
+// colourOf makes usernet stand out among its peers, each of which has its own
+// colour in all charts.
+func colourOf(backend string) color.Color {
 	switch backend {
 	case "usernet":
 		return color.RGBA{R: 0x1f, G: 0x5f, B: 0xbf, A: 0xff}
@@ -110,5 +111,6 @@ func colourOf(backend string, i int) color.Color {
 	case "bridge":
 		return color.Gray{Y: 0x50}
 	}
+	i := slices.IndexFunc(backends("", ""), func(b Backend) bool { return b.Name() == backend })
 	return plotutil.SoftColors[i%len(plotutil.SoftColors)]
 }
