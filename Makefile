@@ -41,6 +41,9 @@ export PATH := $(dir $(CNITOOL)):$(dir $(CLIENTS)):$(PATH)
 # In CI a skipped test is a failed one.
 REPORT = $(GO) run ./internal/testreport $(if $(filter true 1,$(CI)),-no-skips)
 
+# Benchmarks are run once, beside the tests: one that nobody runs ends up broken.
+BENCHMARKS := -benchtime 1x -bench
+
 .PHONY: help
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,12 +54,12 @@ test: ## Lint and all three rings, after installing what they need
 
 .PHONY: unit
 unit: ## Ring 1: no root needed, with the race detector
-	@$(GO) test -json -race -p $(JOBS) -timeout 10m -skip '^TestNetns' -run '$(RUN)' $(PKGS) | $(REPORT)
+	@$(GO) test -json -race -p $(JOBS) -timeout 10m -skip '^(Test|Benchmark)Netns' -run '$(RUN)' $(BENCHMARKS) '$(or $(RUN),.)' $(PKGS) | $(REPORT)
 	@$(GO) -C bench test -skip '^TestNetns' -run '$(RUN)' ./...
 
 .PHONY: netns
 netns: ## Ring 2: real TUNs in namespaces that the tests make; speed counts, so no race detector
-	@$(GO) test -json -p $(JOBS) -timeout 10m -count=1 -run '^TestNetns.*$(RUN)' $(PKGS) | $(REPORT)
+	@$(GO) test -json -p $(JOBS) -timeout 10m -count=1 -run '^TestNetns.*$(RUN)' $(BENCHMARKS) '^BenchmarkNetns.*$(RUN)' $(PKGS) | $(REPORT)
 	@$(GO) -C bench test -json -count=1 -run '^TestNetns.*$(RUN)' ./... | $(REPORT)
 
 .PHONY: runtimes

@@ -61,7 +61,9 @@ func BenchmarkNATLookup(b *testing.B) {
 	for _, flows := range []int{1, 4096} {
 		table := new(natTable)
 		sock := tableSocket(table)
-		table.addSocket(socketKey{ap(netip.MustParseAddr("10.88.0.2"), 1), true}, sock)
+		if !table.holdSocket(socketKey{ap(netip.MustParseAddr("10.88.0.2"), 1), true}, sock) {
+			b.Fatal("not held")
+		}
 		var p *natPeer
 		for i := range flows {
 			p = tablePeer(sock, 1, uint16(i+1))

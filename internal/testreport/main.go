@@ -118,11 +118,11 @@ func (r *report) endPackage(e event) {
 				r.print(o)
 			}
 			continue
-		case o.action == "pass":
+		case o.action == "pass", o.ranWell(test, e):
 			r.passed++
 		case o.action == "skip":
 			r.skipped++
-			fmt.Fprintf(r.out, "SKIP %s %s: %s\n", e.Package, test, reason(o.output.String()))
+			fmt.Fprintf(r.out, "SKIP %s %s: %s\n", e.Package, test, reason(test, o.output.String()))
 		default: // failed, or was running when the package came down
 			r.failed++
 			r.print(o)
@@ -138,6 +138,12 @@ func (r *report) endPackage(e event) {
 	}
 }
 
+// ranWell reports whether it is a benchmark's outcome in a package that passed: only
+// the end of one that failed or was skipped is an event.
+func (o *outcome) ranWell(name string, end event) bool {
+	return o.action == "" && end.Action == "pass" && strings.HasPrefix(name, "Benchmark")
+}
+
 // print shows an output without what the report says itself.
 func (r *report) print(o *outcome) {
 	for line := range strings.Lines(o.output.String()) {
@@ -149,11 +155,12 @@ func (r *report) print(o *outcome) {
 	}
 }
 
-// reason finds the words of t.Skip in a skipped test's output.
-func reason(output string) string {
+// reason finds the words of t.Skip in a skipped test's output, where a benchmark's
+// begins with its name.
+func reason(test, output string) string {
 	for line := range strings.Lines(output) {
 		line = strings.TrimSpace(line)
-		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
+		if line != "" && line != test && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
 			return line
 		}
 	}

@@ -29,6 +29,14 @@ func TestReport(t *testing.T) {
 			false, false, []string{"assignment to entry in nil map", "FAIL p ", "1 failed"}, ""},
 		{"exit", head + `import "os"; func TestA(t *testing.T) { os.Exit(3) }`,
 			false, false, []string{"FAIL p ", "1 failed"}, ""},
+		{"benchmark", head + `func BenchmarkA(b *testing.B) { b.Log("quiet"); b.Run("sub", func(b *testing.B) { for b.Loop() {} }) }`,
+			true, true, []string{", 2 tests", "2 passed, 0 failed, 0 skipped"}, "quiet"},
+		{"benchmark fails", head + `func TestA(t *testing.T) {}; func BenchmarkA(b *testing.B) { b.Error("loud") }`,
+			false, false, []string{"loud", "FAIL p ", "1 passed, 1 failed, 0 skipped"}, ""},
+		{"benchmark panics", head + `func TestA(t *testing.T) {}; func BenchmarkA(b *testing.B) { panic("loud") }`,
+			false, false, []string{"loud", "FAIL p ", "1 passed, 1 failed, 0 skipped"}, ""},
+		{"benchmark skips in CI", head + `func BenchmarkA(b *testing.B) { b.Skip("no such device") }`,
+			true, false, []string{"SKIP p BenchmarkA", "no such device", "CI allows none"}, ""},
 		{"no test", "package p\n", false, false, []string{"FAIL: no test ran"}, ""},
 		{"does not build", head + `func TestA(t *testing.T) { undefinedName() }`,
 			false, false, []string{"undefinedName", "FAIL p "}, ""},
@@ -38,7 +46,7 @@ func TestReport(t *testing.T) {
 			write(t, filepath.Join(dir, "go.mod"), "module p\n\ngo 1.26\n")
 			write(t, filepath.Join(dir, "p.go"), "package p\n")
 			write(t, filepath.Join(dir, "p_test.go"), c.source)
-			cmd := exec.CommandContext(t.Context(), "go", "test", "-json", ".")
+			cmd := exec.CommandContext(t.Context(), "go", "test", "-json", "-bench", ".", "-benchtime", "1x", ".")
 			cmd.Dir = dir
 			events, _ := cmd.Output() // it fails when the tests do
 
