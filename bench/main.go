@@ -59,9 +59,6 @@ func runCommand() *cobra.Command {
 			if b.backends, err = regexp.Compile(through); err != nil {
 				return fmt.Errorf("--backend: %w", err)
 			}
-			if err := b.check(); err != nil {
-				return err
-			}
 			if bin, err = filepath.Abs(bin); err != nil {
 				return err
 			}
@@ -71,7 +68,11 @@ func runCommand() *cobra.Command {
 			if b.self, err = os.Executable(); err != nil {
 				return err
 			}
-			return b.run(cmd.Context(), backends(bin, tools), out)
+			all := backends(bin, tools)
+			if err := b.check(all); err != nil {
+				return err
+			}
+			return b.run(cmd.Context(), all, out)
 		},
 	}
 	flags := cmd.Flags()

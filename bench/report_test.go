@@ -104,6 +104,19 @@ func TestCompareRefuses(t *testing.T) {
 
 // TestMerge: pieces of one run become one result; what was not measured side by
 // side does not.
+// TestRunRefuses: what would measure nothing is an error that names the flag.
+func TestRunRefuses(t *testing.T) {
+	for _, args := range [][]string{
+		{"--scenario", "no-such"}, {"--backend", "no-such"}, {"--scenario", "("}, {"--backend", "("}, {"--rounds", "0"}, {"--time", "1500ms"},
+	} {
+		cmd := command()
+		cmd.SetArgs(append([]string{"run"}, args...))
+		if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), args[0]) {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
+
 func TestMerge(t *testing.T) {
 	dir := t.TempDir()
 	save := func(name string, change func(*Report), samples ...float64) string {

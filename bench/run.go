@@ -24,12 +24,16 @@ type Bench struct {
 }
 
 // check refuses what cannot be measured, before anything is made.
-func (b *Bench) check() error {
+func (b *Bench) check(all []Backend) error {
 	switch {
 	case b.rounds < 1:
 		return fmt.Errorf("--rounds %d: want at least 1", b.rounds)
 	case b.duration < time.Second || b.duration%time.Second != 0:
 		return fmt.Errorf("--time %s: iperf3 wants whole seconds, at least 1s", b.duration)
+	case !slices.ContainsFunc(Scenarios, func(s Scenario) bool { return b.scenarios.MatchString(s.Name) }):
+		return fmt.Errorf("--scenario %s: matches none, see bench list", b.scenarios)
+	case !slices.ContainsFunc(all, func(x Backend) bool { return b.backends.MatchString(x.Name()) }):
+		return fmt.Errorf("--backend %s: matches none, see bench list", b.backends)
 	case os.Geteuid() != 0:
 		return fmt.Errorf("namespaces and bridges need root: sudo %s", os.Args[0])
 	}
